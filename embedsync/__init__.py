@@ -1,0 +1,23 @@
+"""Vector embeddings of PostgreSQL rows, kept in step with the rows."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from embedsync.embedders import embed_query
+    from embedsync.search import similar
+
+__version__ = "0.1.0"
+__all__ = ["embed_query", "similar"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, because Django imports this package before its models can be loaded.
+    if name == "similar":
+        from embedsync.search import similar
+
+        return similar
+    if name == "embed_query":
+        from embedsync.embedders import embed_query
+
+        return embed_query
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,91 @@
+"""embedsync's settings: every knob, its default and its unit, in one place."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+
+
+@dataclass(frozen=True)
+class EmbedderConfig:
+    """One entry of ``EMBEDSYNC_EMBEDDERS``, which has the shape of Django's ``CACHES``."""
+
+    alias: str
+    backend: str
+    model: str
+    dimensions: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Settings:
+    """The flat ``EMBEDSYNC_*`` settings, read at each access so that tests can override them."""
+
+    @property
+    def embedders(self) -> dict[str, dict[str, Any]]:
+        """Embedders by alias: ``{"default": {"BACKEND", "MODEL", "DIMENSIONS", "OPTIONS"}}``."""
+        return getattr(django_settings, "EMBEDSYNC_EMBEDDERS", {})
+
+    def embedder(self, alias: str) -> EmbedderConfig:
+        """The configuration of one embedder.
+
+        Raises ``ImproperlyConfigured`` where the alias is unknown or its entry is incomplete.
+        """
+        try:
+            entry = self.embedders[alias]
+        except (KeyError, TypeError):
+            known = ", ".join(map(repr, self.embedders)) or "none"
+            raise ImproperlyConfigured(
+                f"EMBEDSYNC_EMBEDDERS has no embedder {alias!r} (there: {known})."
+            ) from None
+        dimensions = entry.get("DIMENSIONS")
+        if not isinstance(entry.get("BACKEND"), str):
+            raise ImproperlyConfigured(
+                f"EMBEDSYNC_EMBEDDERS[{alias!r}] needs a BACKEND: the dotted path of a class."
+            )
+        if type(dimensions) is not int or not 0 < dimensions <= 4000:
+            raise ImproperlyConfigured(
+                f"EMBEDSYNC_EMBEDDERS[{alias!r}] needs DIMENSIONS, a whole number from 1 to 4000"
+                f" (pgvector's limit for an indexed halfvec), not {dimensions!r}."
+            )
+        return EmbedderConfig(
+            alias, entry["BACKEND"], entry.get("MODEL", ""), dimensions, entry.get("OPTIONS", {})
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """How many rows a worker claims at a time."""
+        return getattr(django_settings, "EMBEDSYNC_BATCH_SIZE", 500)
+
+    @property
+    def lease(self) -> float:
+        """Seconds after which the rows of a worker that went silent are taken over by another."""
+        return getattr(django_settings, "EMBEDSYNC_LEASE", 60.0)
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds an idle worker waits before it looks again."""
+        return getattr(django_settings, "EMBEDSYNC_POLL_INTERVAL", 0.2)
+
+    @property
+    def max_attempts(self) -> int:
+        """How often a row is tried before it is parked."""
+        return getattr(django_settings, "EMBEDSYNC_MAX_ATTEMPTS", 8)
+
+    @property
+    def backoff(self) -> float:
+        """Longest wait in seconds before the first retry; it doubles with each further one."""
+        return getattr(django_settings, "EMBEDSYNC_BACKOFF", 2.0)
+
+    @property
+    def max_backoff(self) -> float:
+        """Longest wait in seconds before any retry."""
+        return getattr(django_settings, "EMBEDSYNC_MAX_BACKOFF", 600.0)
+
+    @property
+    def ef_search(self) -> int:
+        """``hnsw.ef_search`` of a search: more finds more and takes longer (1 to 1000)."""
+        return getattr(django_settings, "EMBEDSYNC_EF_SEARCH", 120)
+
+
+settings = Settings()

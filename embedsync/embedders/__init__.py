@@ -1,0 +1,67 @@
+"""Embedders: what turns texts into vectors. One instance a process and alias."""
+
+import threading
+from collections.abc import Sequence
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+from embedsync.conf import settings
+from embedsync.embedders.base import Embedder, EmbedderError, MismatchError, Vectors
+
+__all__ = [
+    "Embedder",
+    "EmbedderError",
+    "MismatchError",
+    "Vectors",
+    "embed_query",
+    "get_embedder",
+]
+
+_instances: dict[str, Embedder] = {}
+# Two requests that search at the same moment must not load the model twice.
+_lock = threading.Lock()
+
+
+def get_embedder(alias: str = "default") -> Embedder:
+    """The embedder that ``EMBEDSYNC_EMBEDDERS`` names ``alias``; made once a process.
+
+    Raises ``ImproperlyConfigured`` where its settings are wrong.
+    """
+    with _lock:
+        if alias not in _instances:
+            config = settings.embedder(alias)
+            try:
+                backend: type[Embedder] = import_string(config.backend)
+            except ImportError as error:
+                raise ImproperlyConfigured(
+                    f"EMBEDSYNC_EMBEDDERS[{alias!r}]: BACKEND {config.backend!r} cannot be"
+                    f" imported: {error}"
+                ) from error
+            try:
+                _instances[alias] = backend(
+                    model=config.model, dimensions=config.dimensions, **config.options
+                )
+            except TypeError as error:
+                raise ImproperlyConfigured(
+                    f"EMBEDSYNC_EMBEDDERS[{alias!r}]: {error}. See the backend's OPTIONS."
+                ) from error
+        return _instances[alias]
+
+
+def embed_query(text: str, embedder: str = "default") -> Sequence[float]:
+    """The vector of a search text, ``(dimensions,)``.
+
+    Under ``ATOMIC_REQUESTS``, call it before the transaction and pass the vector to ``similar()``:
+    then no transaction is open while a remote embedder answers.
+    """
+    return get_embedder(embedder).checked_query(text)
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    if setting == "EMBEDSYNC_EMBEDDERS":
+        _instances.clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="embedsync.embedders")

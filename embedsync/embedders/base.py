@@ -1,0 +1,90 @@
+"""The interface of embedders, and the check that every vector passes before it is used."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from pgvector import HalfVector
+
+Vectors = Sequence[Sequence[float]]  # a numpy array is one too
+
+LONGEST = 65504.0  # the largest float16: no component of such a vector is beyond it
+SHORTEST = 0.01  # so that the largest component does not vanish in a float16
+
+
+class EmbedderError(Exception):
+    """The embedder returned something that must not be written."""
+
+
+class MismatchError(EmbedderError):
+    """The embedder and the settings disagree: no text of this embedder can be embedded."""
+
+
+class Embedder(ABC):
+    """Turns texts into vectors. Subclass it and name the class as ``BACKEND``.
+
+    ``batch_size`` is how many texts ``embed_documents`` is given at most in one call; between two
+    calls a worker may stop, report or extend its lease.
+    """
+
+    batch_size: int = 128
+
+    def __init__(self, *, model: str, dimensions: int) -> None:
+        self.model = model
+        self.dimensions = dimensions
+
+    @property
+    def fingerprint(self) -> str:
+        """What the vectors depend on. Another fingerprint means vectors of another space."""
+        return f"{type(self).__name__}:{self.model}:{self.dimensions}"
+
+    @abstractmethod
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of shape ``(len(texts), dimensions)``, float32 or lists of floats, in order."""
+
+    def embed_query(self, text: str) -> Sequence[float]:
+        """The vector of a search text, shape ``(dimensions,)``."""
+        return self.embed_documents([text])[0]
+
+    def checked_documents(self, texts: Sequence[str]) -> list[HalfVector]:
+        """``embed_documents``, with its answer checked.
+
+        Raises ``EmbedderError`` where the number of vectors is wrong or one of them is zero, NaN or
+        infinite, and ``MismatchError`` where their length is not the declared one.
+        """
+        return [HalfVector(row) for row in self._check(self.embed_documents(texts), len(texts))]
+
+    def checked_query(self, text: str) -> list[float]:
+        """``embed_query``, with its answer checked. Raises ``ValueError`` where ``text`` is blank."""
+        if not text.strip():
+            raise ValueError("A search text must not be blank: give similar() some words.")
+        return [float(value) for value in self._check([self.embed_query(text)], 1)[0]]
+
+    def _check(self, vectors: Vectors, expected: int) -> list[Any]:
+        rows = [row if hasattr(row, "dtype") else list(row) for row in vectors]
+        if len(rows) != expected:
+            raise EmbedderError(f"{self.fingerprint} returned {len(rows)} vectors for {expected}.")
+        for row in rows:
+            if len(row) != self.dimensions:
+                raise MismatchError(
+                    f"{self.fingerprint} returns vectors of {len(row)} dimensions and"
+                    f" EMBEDSYNC_EMBEDDERS declares {self.dimensions}. Nothing was written."
+                    f" Set DIMENSIONS to {len(row)} and run makemigrations."
+                )
+        # NaN fails both comparisons.
+        if not all(SHORTEST <= norm <= LONGEST for norm in self._norms(vectors, rows)):
+            raise EmbedderError(
+                f"{self.fingerprint} returned a vector that is zero, not finite or too long for a"
+                " halfvec; no search would ever find it."
+            )
+        return rows
+
+    @staticmethod
+    def _norms(vectors: Any, rows: list[Any]) -> list[float]:
+        if hasattr(vectors, "dtype"):
+            import numpy as np
+
+            norms: list[float] = np.linalg.norm(vectors, axis=1).tolist()
+            return norms
+        return [math.hypot(*row) for row in rows]

@@ -1,0 +1,119 @@
+"""Local models through the sentence-transformers library (``pip install embedsync[local]``)."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+from embedsync.embedders.base import Embedder, MismatchError, Vectors
+
+logger = logging.getLogger("embedsync")
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Load without the library's progress bar, which would stand between a worker's log lines."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+class SentenceTransformerEmbedder(Embedder):
+    """A sentence-transformers model, by name or directory, loaded when it is first used.
+
+    Options: ``query_prompt`` and ``document_prompt`` are put before each text (default: the model's
+    own); ``normalize`` scales vectors to length 1; ``forward_size`` is how many texts go through
+    the network at once; ``device`` and all others go to ``SentenceTransformer()`` as they are.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        dimensions: int,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        normalize: bool = True,
+        forward_size: int = 16,
+        **options: Any,
+    ) -> None:
+        if not model:
+            raise ImproperlyConfigured(
+                "SentenceTransformerEmbedder needs MODEL: the name or the directory of a model."
+            )
+        super().__init__(model=str(model), dimensions=dimensions)
+        self.query_prompt = query_prompt
+        self.document_prompt = document_prompt
+        self.normalize = normalize
+        self.forward_size = forward_size
+        self.options = options
+        self._loading = threading.Lock()
+
+    @property
+    def fingerprint(self) -> str:
+        # Of a directory only the name: the same model lies elsewhere on another machine.
+        name = Path(self.model).name if Path(self.model).is_dir() else self.model
+        return (
+            f"sentence-transformers:{name}:{self.dimensions}"
+            f":{self.document_prompt!r}:{self.normalize}"
+        )
+
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        vectors: Vectors = self._loaded.encode_document(
+            list(texts), prompt=self.document_prompt, batch_size=self.forward_size, **self._plainly
+        )
+        return vectors
+
+    def embed_query(self, text: str) -> Sequence[float]:
+        vectors = self._loaded.encode_query([text], prompt=self.query_prompt, **self._plainly)
+        query: Sequence[float] = vectors[0]
+        return query
+
+    @property
+    def _plainly(self) -> dict[str, bool]:
+        return {"normalize_embeddings": self.normalize, "show_progress_bar": False}
+
+    @property
+    def _loaded(self) -> Any:
+        with self._loading:
+            return self._model
+
+    @cached_property
+    def _model(self) -> Any:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ImproperlyConfigured(
+                "SentenceTransformerEmbedder needs sentence-transformers:"
+                " pip install 'embedsync[local]'"
+            ) from error
+        started = time.monotonic()
+        try:
+            with without_bars():
+                model = SentenceTransformer(self.model, **self.options)
+        except (OSError, ValueError) as error:
+            raise ImproperlyConfigured(
+                f"The model {self.model!r} could not be loaded: {error}"
+            ) from error
+        found = model.get_embedding_dimension()
+        if found is not None and found != self.dimensions:
+            raise MismatchError(
+                f"The model {self.model!r} has {found} dimensions and EMBEDSYNC_EMBEDDERS declares"
+                f" {self.dimensions}. Set DIMENSIONS to {found} and run makemigrations."
+            )
+        logger.info(
+            "loaded %s on %s in %.1f s", self.model, model.device, time.monotonic() - started
+        )
+        return model

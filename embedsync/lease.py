@@ -1,0 +1,49 @@
+"""Keeping leases alive while texts are being embedded."""
+
+import logging
+import threading
+from types import TracebackType
+from typing import Self
+
+from django.db import DatabaseError, connections
+
+from embedsync.conf import settings
+from embedsync.queue import Claim, Queue
+
+logger = logging.getLogger("embedsync")
+
+
+class LeaseKeeper:
+    """Extends the leases of claims at each third of the lease, from a thread of its own.
+
+    A thread, because the worker's own is inside the embedder and may be there for long.
+    """
+
+    def __init__(self, queue: Queue, claims: list[Claim]) -> None:
+        self._queue = queue
+        self._claims = claims
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="embedsync-lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        # The thread's connection is opened when it first extends, which short work never does.
+        while not self._ended.wait(settings.lease / 3):
+            for claim in self._claims:
+                try:
+                    self._queue.extend(claim)
+                except DatabaseError as error:
+                    logger.warning("a lease could not be extended: %s", error)
+        connections[self._queue.using].close()

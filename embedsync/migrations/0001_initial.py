@@ -1,0 +1,90 @@
+import django.db.models.functions.datetime
+from django.db import migrations, models
+
+from embedsync.operations import InstallCapture, RequireVector
+from embedsync.sql import statement
+
+
+class Migration(migrations.Migration):
+    initial = True
+
+    dependencies = []
+
+    operations = [
+        RequireVector(),
+        migrations.CreateModel(
+            name="SidecarState",
+            fields=[
+                ("key", models.TextField(primary_key=True, serialize=False)),
+                ("fingerprint", models.TextField(db_default="")),
+                ("embedder", models.TextField(db_default="")),
+                ("backfill_after", models.TextField(null=True)),
+                ("backfilled_at", models.DateTimeField(null=True)),
+                ("missed", models.BigIntegerField(db_default=0)),
+                ("index_until", models.DateTimeField(null=True)),
+            ],
+            options={
+                "db_table": "embedsync_sidecar",
+            },
+        ),
+        migrations.CreateModel(
+            name="Inbox",
+            fields=[
+                ("seq", models.BigAutoField(primary_key=True, serialize=False)),
+                ("sidecar", models.TextField()),
+                ("kind", models.TextField(choices=[("row", "Row"), ("truncate", "Truncate")])),
+                ("source_pk", models.TextField(null=True)),
+                (
+                    "queued_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                ),
+            ],
+            options={
+                "db_table": "embedsync_inbox",
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("kind", "row"), _negated=True),
+                        fields=["seq"],
+                        name="embedsync_inbox_not_row",
+                    )
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="Ledger",
+            fields=[
+                (
+                    "pk",
+                    models.CompositePrimaryKey(
+                        "sidecar",
+                        "source_pk",
+                        blank=True,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("sidecar", models.TextField()),
+                ("source_pk", models.TextField(db_collation="C")),
+                ("token", models.UUIDField(null=True)),
+                ("dirty", models.BooleanField(db_default=False)),
+                ("run_at", models.DateTimeField(null=True)),
+                ("attempts", models.IntegerField(db_default=0)),
+                ("queued_at", models.DateTimeField()),
+                ("worker", models.TextField(db_default="")),
+                ("last_error", models.TextField(db_default="")),
+            ],
+            options={
+                "db_table": "embedsync_ledger",
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("run_at__isnull", False)),
+                        fields=["sidecar", "run_at"],
+                        name="embedsync_ledger_due",
+                    )
+                ],
+            },
+        ),
+        migrations.RunSQL(statement("storage"), migrations.RunSQL.noop),
+        InstallCapture(),
+    ]

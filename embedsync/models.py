@@ -1,0 +1,104 @@
+"""The tables of embedsync, and the names a project imports.
+
+Only triggers write to the inbox, and only workers write to the ledger: see ``queue.py``.
+"""
+
+from django.db import models
+from django.db.models.functions import Now
+
+from embedsync.declaration import Embedding, EmbeddingModel, EmbeddingSource, MigrationDependency
+from embedsync.search import EmbeddedModel, EmbeddingManager, EmbeddingQuerySet
+
+__all__ = [
+    "EmbeddedModel",
+    "Embedding",
+    "EmbeddingManager",
+    "EmbeddingModel",
+    "EmbeddingQuerySet",
+    "EmbeddingSource",
+    "Inbox",
+    "Ledger",
+    "MigrationDependency",
+    "SidecarState",
+]
+
+
+class Inbox(models.Model):
+    """An event: a row of a source changed. The application's transactions only ever insert here."""
+
+    class Kind(models.TextChoices):
+        ROW = "row"
+        TRUNCATE = "truncate"
+
+    seq = models.BigAutoField(primary_key=True)
+    sidecar = models.TextField()
+    kind = models.TextField(choices=Kind.choices)
+    source_pk = models.TextField(null=True)  # noqa: DJ001  (TRUNCATE names no row)
+    queued_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "embedsync_inbox"
+        indexes = [
+            # Tells a worker at once that there is none of the rare kinds.
+            models.Index(
+                fields=["seq"], condition=~models.Q(kind="row"), name="embedsync_inbox_not_row"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.sidecar} {self.source_pk or self.kind}"
+
+
+class Ledger(models.Model):
+    """Work owed for one row: waiting, leased to a worker, or parked.
+
+    ``run_at`` is when it is due; under a lease (``token``) when the lease ends; NULL when parked.
+    ``dirty`` says that the row changed again after the lease began.
+    """
+
+    pk = models.CompositePrimaryKey("sidecar", "source_pk")
+    sidecar = models.TextField()
+    source_pk = models.TextField(db_collation="C")
+    token = models.UUIDField(null=True)
+    dirty = models.BooleanField(db_default=False)
+    run_at = models.DateTimeField(null=True)
+    attempts = models.IntegerField(db_default=0)
+    queued_at = models.DateTimeField()
+    worker = models.TextField(db_default="")
+    last_error = models.TextField(db_default="")
+
+    class Meta:
+        db_table = "embedsync_ledger"
+        indexes = [
+            models.Index(
+                fields=["sidecar", "run_at"],
+                condition=models.Q(run_at__isnull=False),
+                name="embedsync_ledger_due",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.sidecar} {self.source_pk}"
+
+
+class SidecarState(models.Model):
+    """How far one sidecar is: what filled it, and how far its fill has come.
+
+    ``fingerprint`` is the declaration that workers serve, ``embedder`` what made the vectors.
+    ``backfill_after`` is the last key of the fill in hand. ``missed`` is the last value seen of the
+    sequence that counts failures of the triggers.
+    """
+
+    key = models.TextField(primary_key=True)
+    fingerprint = models.TextField(db_default="")
+    embedder = models.TextField(db_default="")
+    backfill_after = models.TextField(null=True)  # noqa: DJ001  (NULL: from the start)
+    backfilled_at = models.DateTimeField(null=True)
+    missed = models.BigIntegerField(db_default=0)
+    index_until = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "embedsync_sidecar"
+
+    def __str__(self) -> str:
+        return self.key

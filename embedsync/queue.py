@@ -1,0 +1,286 @@
+"""The queue: inbox, ledger and the moves of a worker. Nothing else touches these tables.
+
+Why it is right: an event is in the inbox, or is a ledger row, or marks one dirty, until a write that
+began after it was read. The token is checked under the row's lock, so a late worker cannot overwrite
+newer work. Locks are taken in key order or skipped, so workers cannot deadlock.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+from django.db import connections
+from pgvector import HalfVector
+
+from embedsync import state
+from embedsync.conf import settings
+from embedsync.database import Names, binary_cursor, worker_transaction
+from embedsync.declaration import EmbeddingModel, key_of
+from embedsync.sql import statement
+
+# A look at the whole inbox may take this share of a worker's time, and comes every 2 s at least.
+FULL_LOOK_SHARE = 0.02
+FULL_LOOK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Rows of one sidecar that are leased to this worker: attempts by key, this one counted."""
+
+    key: str
+    token: UUID
+    attempts: dict[str, int]
+
+    @property
+    def pks(self) -> list[str]:
+        # In the order in which every worker locks; Python's order of str is that of COLLATE "C".
+        return sorted(self.attempts)
+
+
+@dataclass
+class Written:
+    """What one COMPLETE did: rows written, rows removed, rows no longer leased to this worker."""
+
+    written: int = 0
+    removed: int = 0
+    lost: int = 0
+
+
+@dataclass
+class Queue:
+    """The moves of one worker on one database. ``worker`` is its name, for people to read."""
+
+    using: str
+    worker: str
+    low: int = 0
+    _next_full_look: float = 0.0
+    _names: dict[str, Names] = field(default_factory=dict)
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        return worker_transaction(self.using)
+
+    def names(self, sidecar: type[EmbeddingModel]) -> Names:
+        key = key_of(sidecar)
+        if key not in self._names:
+            self._names[key] = Names(sidecar, self.using)
+        return self._names[key]
+
+    def fold(self, served: Sequence[str], limit: int) -> tuple[int, list[Claim]]:
+        """Move at most ``limit`` events into the ledger and lease those of the sidecars ``served``.
+
+        Returns the number of events moved and the claims.
+        """
+        full_look = self.low == 0 or time.monotonic() >= self._next_full_look
+        low = 0 if full_look else self.low
+        started = time.monotonic()
+        sql = statement("fold").replace("{claimed}", statement("claim"))
+        token = uuid4()
+        with self.transaction() as cursor:
+            cursor.execute(
+                sql, {"low": low, "limit": limit, **self._lease(token), "served": list(served)}
+            )
+            rows = cursor.fetchall()
+        picked, last = rows[0][0], rows[0][1]
+        if last is not None:
+            self.low = last
+        if full_look:
+            # Order of commit is not order of seq, so there may be events below the mark.
+            took = time.monotonic() - started
+            self._next_full_look = started + min(took / FULL_LOOK_SHARE, FULL_LOOK_SECONDS)
+        return picked, claims(((key, pk, n) for *_, key, pk, n in rows if key is not None), token)
+
+    def due(self, served: Sequence[str], limit: int) -> list[Claim]:
+        """Lease at most ``limit`` rows whose time has come; park those tried too often."""
+        token = uuid4()
+        with self.transaction() as cursor:
+            cursor.execute(
+                statement("due"),
+                {
+                    "limit": max(1, limit // max(1, len(served))),
+                    "max_attempts": settings.max_attempts,
+                    **self._lease(token),
+                    "served": list(served),
+                },
+            )
+            rows = cursor.fetchall()
+        return claims(((key, pk, n) for key, pk, n, held in rows if held == token), token)
+
+    def fill(self, sidecar: type[EmbeddingModel], limit: int) -> tuple[int, list[Claim]]:
+        """Lease the next page of a sidecar that has not been filled yet.
+
+        Returns the number of keys in the page, 0 where there is nothing to fill, and the claim.
+        """
+        key, names, token = key_of(sidecar), self.names(sidecar), uuid4()
+        with self.transaction() as cursor:
+            unfilled, last_key = state.fill_in_hand(cursor, key)
+            if not unfilled:
+                return 0, []
+            after = f"> %(after)s::{names.pk_type}"
+            sql = names.fill(
+                "fill_page",
+                claimed=statement("claim"),
+                after_pk="" if last_key is None else f"WHERE {names.pk} {after}",
+                after_source_id="" if last_key is None else f"WHERE source_id {after}",
+            )
+            parameters = {"after": last_key, "limit": limit, "key": key, **self._lease(token)}
+            cursor.execute(sql, {**parameters, "served": [key]})
+            rows = cursor.fetchall()
+            picked, last = rows[0][0], rows[0][1]
+            state.fill_reached(cursor, key, last, ended=picked < limit)
+        return picked, claims(((k, pk, n) for *_, k, pk, n in rows if k is not None), token)
+
+    def truncated(self, served: dict[str, type[EmbeddingModel]]) -> int:
+        """Remove the vectors of truncated sources. Returns the number of events handled."""
+        with self.transaction() as cursor:
+            cursor.execute(
+                "DELETE FROM embedsync_inbox WHERE seq IN (SELECT seq FROM embedsync_inbox"
+                " WHERE kind <> 'row' AND sidecar = ANY(%s) ORDER BY seq FOR UPDATE SKIP LOCKED)"
+                " RETURNING sidecar",
+                [list(served)],
+            )
+            rows = cursor.fetchall()
+            for key in sorted({key for (key,) in rows}):
+                cursor.execute(self.names(served[key]).fill("truncate"))
+        return len(rows)
+
+    def complete(
+        self,
+        sidecar: type[EmbeddingModel],
+        claim: Claim,
+        fingerprint: str,
+        vectors: dict[str, tuple[bytes, HalfVector]],
+        blank: Sequence[str],
+        unchanged: Sequence[str] = (),
+    ) -> Written:
+        """Write ``vectors`` (digest and vector by key), remove those of ``blank``, settle all.
+
+        Only what is still leased to this worker. Raises ``SupersededError`` where the sidecar now
+        belongs to workers with another ``fingerprint``; then nothing is written.
+        """
+        names, key = self.names(sidecar), claim.key
+        pks = sorted([*vectors, *blank, *unchanged])
+        whose = {"key": key, "token": claim.token}
+        done = Written()
+        with self.transaction() as cursor:
+            cursor.execute(statement("mine"), {"pks": pks, "fingerprint": fingerprint, **whose})
+            mine = {pk for pk, _ in cursor.fetchall()}
+            if not mine:
+                state.is_adopted(cursor, key, fingerprint)
+            done.lost = len(pks) - len(mine)
+            write = [pk for pk in sorted(vectors) if pk in mine]
+            remove = [pk for pk in blank if pk in mine]
+            if write:
+                with binary_cursor(self.using) as binary:
+                    binary.execute(
+                        names.fill("write"),
+                        {
+                            "pks": write,
+                            "digests": [vectors[pk][0] for pk in write],
+                            "vectors": [vectors[pk][1] for pk in write],
+                        },
+                    )
+                    done.written = binary.rowcount
+            if remove:
+                cursor.execute(names.fill("remove"), {"pks": remove})
+                done.removed = cursor.rowcount
+            if mine:
+                cursor.execute(statement("done"), {"pks": sorted(mine), **whose})
+        return done
+
+    def hand_back(
+        self, claim: Claim, delays: dict[str, float | None], error: str = "", refund: bool = False
+    ) -> None:
+        """Return rows, due after ``delays`` seconds by key, or parked (None)."""
+        pks = sorted(delays)
+        with self.transaction() as cursor:
+            cursor.execute(
+                statement("hand_back"),
+                {
+                    "pks": pks,
+                    "delays": [delays[pk] for pk in pks],
+                    "refund": int(refund),
+                    "error": error,
+                    "key": claim.key,
+                    "token": claim.token,
+                },
+            )
+
+    def extend(self, claim: Claim) -> None:
+        """Lengthen the lease of rows that are still being embedded."""
+        with self.transaction() as cursor:
+            cursor.execute(
+                statement("extend"),
+                {
+                    "pks": claim.pks,
+                    "lease": settings.lease,
+                    "key": claim.key,
+                    "token": claim.token,
+                },
+            )
+
+    def _lease(self, token: UUID) -> dict[str, Any]:
+        return {"token": token, "lease": settings.lease, "worker": self.worker}
+
+    def pending(self, served: dict[str, type[EmbeddingModel]]) -> int:
+        """Rows that a drain has before it: events, due rows, and keys that no fill has reached."""
+        with self.transaction() as cursor:
+            cursor.execute(
+                "SELECT (SELECT count(DISTINCT (sidecar, source_pk)) FROM embedsync_inbox"
+                " WHERE sidecar = ANY(%(served)s) AND kind = 'row')"
+                " + (SELECT count(*) FROM embedsync_ledger"
+                " WHERE sidecar = ANY(%(served)s) AND run_at <= clock_timestamp())",
+                {"served": list(served)},
+            )
+            (total,) = cursor.fetchone()
+            for key, after in state.unfilled(cursor, list(served)):
+                names = self.names(served[key])
+                where = "" if after is None else f"WHERE {names.pk} > %s::{names.pk_type}"
+                cursor.execute(
+                    f"SELECT count(*) FROM {names.source} {where}", [] if after is None else [after]
+                )
+                total += cursor.fetchone()[0]
+        return total
+
+    def left(self, served: Sequence[str]) -> tuple[int, int]:
+        """Rows that wait for a later attempt or under a lease, and rows that are parked."""
+        with self.transaction() as cursor:
+            cursor.execute(
+                "SELECT count(run_at), count(*) - count(run_at) FROM embedsync_ledger"
+                " WHERE sidecar = ANY(%s)",
+                [list(served)],
+            )
+            waiting, parked = cursor.fetchone()
+        return waiting, parked
+
+
+def claims(rows: Iterable[tuple[str, str, int]], token: UUID) -> list[Claim]:
+    """Leased rows (sidecar, key, attempts), by sidecar."""
+    by_sidecar: dict[str, dict[str, int]] = {}
+    for key, pk, attempts in rows:
+        by_sidecar.setdefault(key, {})[pk] = attempts
+    return [Claim(key, token, attempts) for key, attempts in sorted(by_sidecar.items())]
+
+
+def forget_dropped(*, using: str, **_: Any) -> None:
+    """After a migration: forget the sidecars that no trigger in the database serves any more."""
+    connection = connections[using]
+    if connection.vendor != "postgresql":
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT to_regclass('embedsync_inbox') IS NOT NULL"
+            " AND to_regclass('embedsync_sidecar') IS NOT NULL"
+        )
+        if not cursor.fetchone()[0]:
+            return
+        cursor.execute(statement("dropped"))
+        schema, dropped = cursor.fetchone()
+        for key in dropped or []:
+            cursor.execute(
+                statement("forget").format(
+                    schema=schema, key=connection.ops.compose_sql("%s", [key])
+                )
+            )

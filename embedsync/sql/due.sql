@@ -1,0 +1,26 @@
+-- DUE: retries whose time has come, and rows of workers that died. It needs no leader.
+WITH due AS MATERIALIZED (
+    SELECT d.ctid
+    FROM unnest(%(served)s::text[]) AS s(key)
+    CROSS JOIN LATERAL (
+        SELECT ctid
+        FROM embedsync_ledger
+        WHERE sidecar = s.key AND run_at <= clock_timestamp()
+        ORDER BY run_at
+        LIMIT %(limit)s
+        FOR UPDATE SKIP LOCKED
+    ) d
+)
+UPDATE embedsync_ledger
+SET token = CASE WHEN attempts < %(max_attempts)s THEN %(token)s::uuid END,
+    -- A row that was tried often enough, and never came back to fail, is parked here.
+    run_at = CASE WHEN attempts < %(max_attempts)s
+        THEN clock_timestamp() + %(lease)s * interval '1 second' END,
+    last_error = CASE WHEN attempts >= %(max_attempts)s AND last_error = ''
+        THEN 'The worker died while it held this row.' ELSE last_error END,
+    attempts = least(attempts + 1, %(max_attempts)s),
+    worker = %(worker)s,
+    dirty = false
+-- By ctid: the primary key's index may be full of dead entries.
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM due))
+RETURNING sidecar, source_pk, attempts, token

@@ -1,0 +1,140 @@
+"""What is known of each sidecar: which declaration fills it, and how far its fill has come.
+
+Each function takes the cursor of a worker's transaction.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from embedsync.declaration import EmbeddingModel, declaration_of, key_of
+
+
+class SupersededError(Exception):
+    """This worker's declaration of a sidecar is not the one to be served."""
+
+
+def fingerprint_of(sidecar: type[EmbeddingModel], embedder: str) -> str:
+    """Changes with whatever decides the vectors; ``embedder`` is the embedder's fingerprint."""
+    return f"{declaration_of(sidecar).fingerprint} {embedder}"
+
+
+def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
+    """Serve a sidecar: one never seen is filled, one whose declaration changed is compared.
+
+    Raises ``SupersededError`` where its vectors come from another embedder.
+    """
+    key, fingerprint = key_of(sidecar), fingerprint_of(sidecar, embedder)
+    cursor.execute("INSERT INTO embedsync_sidecar (key) VALUES (%s) ON CONFLICT DO NOTHING", [key])
+    cursor.execute(
+        "SELECT fingerprint, embedder FROM embedsync_sidecar WHERE key = %s FOR UPDATE", [key]
+    )
+    adopted, maker = cursor.fetchone()
+    if adopted == fingerprint:
+        return
+    table = cursor.db.ops.quote_name(sidecar._meta.db_table)
+    cursor.execute(f"SELECT EXISTS (SELECT FROM {table})")
+    if maker not in ("", embedder) and cursor.fetchone()[0]:
+        label = sidecar._meta.label
+        raise SupersededError(
+            f"The vectors of {label} were made by {maker} and the settings now say {embedder}."
+            " Declare a second Embedding with the new embedder beside the first, or delete all"
+            f" rows of {label} to have them made anew."
+        )
+    cursor.execute(
+        "UPDATE embedsync_sidecar SET fingerprint = %s, embedder = %s,"
+        # One that nobody has adopted yet: the migration knows whether there is anything to fill.
+        " backfill_after = CASE WHEN fingerprint = '' THEN backfill_after END,"
+        " backfilled_at = CASE WHEN fingerprint = '' THEN backfilled_at END"
+        " WHERE key = %s",
+        [fingerprint, embedder, key],
+    )
+
+
+def is_adopted(cursor: Any, key: str, fingerprint: str) -> bool:
+    """Whether a sidecar is still served under this declaration; False where it must be adopted.
+
+    Raises ``SupersededError`` where another worker has adopted it under another declaration.
+    """
+    cursor.execute("SELECT fingerprint FROM embedsync_sidecar WHERE key = %s", [key])
+    row = cursor.fetchone()
+    # A migration that changed the triggers, and a flush, leave the sidecar to whoever comes first.
+    if row is None or row[0] == "":
+        return False
+    if row[0] != fingerprint:
+        raise SupersededError(
+            f"A worker with another declaration of {key} has started since:"
+            " restart this one with it."
+        )
+    return True
+
+
+def heed_missed(cursor: Any, served: Sequence[str]) -> None:
+    """Compare all rows again where a trigger has failed since this was last looked at."""
+    cursor.execute("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM embedsync_missed")
+    (missed,) = cursor.fetchone()
+    cursor.execute(
+        "SELECT FROM embedsync_sidecar WHERE key = ANY(%s) AND missed <> %s LIMIT 1",
+        [list(served), missed],
+    )
+    # Looked at first, because an UPDATE of nothing would still cost an idle system its share.
+    if cursor.rowcount:
+        cursor.execute(
+            "UPDATE embedsync_sidecar"
+            " SET missed = %s, backfill_after = NULL, backfilled_at = NULL"
+            " WHERE key = ANY(%s) AND missed <> %s",
+            [missed, list(served), missed],
+        )
+
+
+def unfilled(cursor: Any, served: Sequence[str]) -> list[tuple[str, str | None]]:
+    """The sidecars whose fill has not ended, and the last key that each has reached."""
+    cursor.execute(
+        "SELECT key, backfill_after FROM embedsync_sidecar"
+        " WHERE key = ANY(%s) AND backfilled_at IS NULL",
+        [list(served)],
+    )
+    rows: list[tuple[str, str | None]] = cursor.fetchall()
+    return rows
+
+
+def fill_in_hand(cursor: Any, key: str) -> tuple[bool, str | None]:
+    """Take a sidecar's fill for this transaction: whether there is one, and its last key."""
+    cursor.execute(
+        "SELECT backfill_after FROM embedsync_sidecar"
+        " WHERE key = %s AND backfilled_at IS NULL FOR UPDATE SKIP LOCKED",
+        [key],
+    )
+    row = cursor.fetchone()
+    return (False, None) if row is None else (True, row[0])
+
+
+def fill_reached(cursor: Any, key: str, last: str | None, *, ended: bool) -> None:
+    """Note how far the fill has come."""
+    cursor.execute(
+        "UPDATE embedsync_sidecar SET backfill_after = coalesce(%s, backfill_after),"
+        " backfilled_at = CASE WHEN %s THEN clock_timestamp() END WHERE key = %s",
+        [last, ended, key],
+    )
+
+
+def index_is_due(cursor: Any, sidecar: type[EmbeddingModel], seconds: float) -> bool:
+    """Whether this worker may build the index now; then no other is told so for ``seconds``.
+
+    Due when all that the fill put into the ledger is done, parked rows aside, there is something to
+    index, and nobody is at it: CREATE INDEX holds this kind of lock.
+    """
+    key = key_of(sidecar)
+    table = cursor.db.ops.quote_name(sidecar._meta.db_table)
+    cursor.execute(
+        "UPDATE embedsync_sidecar SET index_until = clock_timestamp() + %s * interval '1 second'"
+        " WHERE key = %s AND backfilled_at IS NOT NULL"
+        " AND coalesce(index_until, '-infinity') < clock_timestamp()"
+        " AND NOT EXISTS (SELECT FROM embedsync_ledger WHERE sidecar = key"
+        " AND run_at IS NOT NULL AND queued_at <= backfilled_at)"
+        f" AND EXISTS (SELECT FROM {table})"
+        " AND NOT EXISTS (SELECT FROM pg_locks WHERE relation = %s::regclass"
+        " AND mode = 'ShareUpdateExclusiveLock'"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
+        [seconds, key, table],
+    )
+    return bool(cursor.rowcount)

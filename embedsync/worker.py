@@ -1,0 +1,303 @@
+"""The worker: claim, read, embed, complete, until told to stop."""
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
+from pgvector import HalfVector
+
+from embedsync import index, state
+from embedsync.conf import settings
+from embedsync.database import worker_transaction
+from embedsync.declaration import (
+    EmbeddingModel,
+    declaration_of,
+    key_of,
+    sidecars,
+)
+from embedsync.embedders import Embedder, MismatchError, get_embedder
+from embedsync.lease import LeaseKeeper
+from embedsync.queue import Claim, Queue
+from embedsync.text import digest, read
+
+logger = logging.getLogger("embedsync")
+
+HOUSEKEEPING_SECONDS = 2.0
+INDEX_TRY_SECONDS = 60.0
+LONGEST_RECONNECT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """A sidecar that a worker serves, and what makes its vectors."""
+
+    sidecar: type[EmbeddingModel]
+    embedder: Embedder
+
+    @property
+    def fingerprint(self) -> str:
+        return state.fingerprint_of(self.sidecar, self.embedder.fingerprint)
+
+
+class Worker:
+    """One worker on one database. ``progress`` is called with numbers of rows as they are settled.
+
+    ``errors`` holds, by sidecar, why it is no longer served.
+    """
+
+    def __init__(
+        self, using: str = "default", progress: Callable[[int], None] = lambda rows: None
+    ) -> None:
+        self.using = using
+        self.progress = progress
+        self.queue = Queue(using, f"{socket.gethostname()}:{os.getpid()}")
+        self.services: dict[str, Service] = {}
+        self.errors: dict[str, str] = {}
+        self._stopping = threading.Event()
+        self._housekeeping_at = 0.0
+        self._behind = True  # more to do than one round holds: no time to build an index
+        self._unfilled: set[str] = set()
+        self._indexed: set[str] = set()
+        self._indexer: threading.Thread | None = None
+
+    def stop(self) -> None:
+        """Finish the call in hand, hand back what has not been embedded, and end."""
+        self._stopping.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    @property
+    def served(self) -> dict[str, type[EmbeddingModel]]:
+        """The sidecars that this worker serves, by key."""
+        return {key: service.sidecar for key, service in self.services.items()}
+
+    def run(self, *, drain: bool = False) -> None:
+        """Serve what ``start()`` found until told to stop; with ``drain`` until nothing is due."""
+        failures = 0
+        while self.services and not self._stopping.is_set():
+            try:
+                busy = self.round()
+                failures = 0
+            except (OperationalError, InterfaceError) as error:
+                failures += 1
+                wait = jitter(min(2.0**failures, LONGEST_RECONNECT_SECONDS))
+                logger.warning("the database failed (again in %.1f s): %s", wait, error)
+                connections[self.using].close()
+                self._stopping.wait(wait)
+                continue
+            if busy:
+                continue
+            if drain and not self._index_was_awaited():
+                break
+            if not drain:
+                self._stopping.wait(settings.poll_interval)
+
+    def start(self) -> None:
+        """Find the sidecars of this database and adopt them."""
+        for sidecar in sidecars():
+            if router.db_for_write(sidecar) != self.using or not sidecar._meta.managed:
+                continue
+            try:
+                embedder = get_embedder(declaration_of(sidecar).embedder)
+                self._adopt(Service(sidecar, embedder))
+            except (ImproperlyConfigured, state.SupersededError) as error:
+                self._give_up(key_of(sidecar), error)
+
+    def round(self) -> bool:
+        """One round of all moves. Returns whether there was anything to do."""
+        if time.monotonic() >= self._housekeeping_at:
+            self._keep_house()
+        served, size = self.served, settings.batch_size
+        truncated = self.queue.truncated(served)
+        picked, claims = self.queue.fold(list(served), size)
+        room = size - sum(len(claim.attempts) for claim in claims)
+        if room > 0:
+            claims += self.queue.due(list(served), room)
+        for key in sorted(self._unfilled & set(served)):
+            room = size - sum(len(claim.attempts) for claim in claims)
+            if room <= 0:
+                break
+            page, filling = self.queue.fill(served[key], room)
+            claims += filling
+            picked += page
+            if page < room:
+                self._unfilled.discard(key)
+        self._behind = picked >= size or sum(len(claim.attempts) for claim in claims) >= size
+        if claims:
+            with LeaseKeeper(self.queue, claims):
+                for claim in claims:
+                    self._work(claim)
+        return bool(truncated or picked or claims)
+
+    def _work(self, claim: Claim) -> None:
+        service = self.services.get(claim.key)
+        if service is None or self._stopping.is_set():
+            self._release(claim, claim.pks)
+            return
+        # What failed before is tried alone, so that one bad row harms one row.
+        again = [pk for pk in claim.pks if claim.attempts[pk] > 1]
+        first = [pk for pk in claim.pks if claim.attempts[pk] == 1]
+        for pks in [first, *([pk] for pk in again)]:
+            if pks:
+                self._settle(service, claim, pks)
+
+    def _settle(self, service: Service, claim: Claim, pks: list[str]) -> None:
+        """Read, embed and complete some rows of a claim."""
+        if claim.key not in self.services:
+            self._release(claim, pks)
+            return
+        try:
+            texts, stored = read(service.sidecar, pks, self.using)
+            digests = {
+                pk: digest(service.embedder.fingerprint, text) for pk, text in texts.items() if text
+            }
+            unchanged = [pk for pk, content in digests.items() if stored.get(pk) == content]
+            wanted = [pk for pk in digests if stored.get(pk) != digests[pk]]
+            vectors, left = self._embed(service, claim, {pk: texts[pk] for pk in wanted})
+            done = self.queue.complete(
+                service.sidecar,
+                claim,
+                service.fingerprint,
+                {pk: (digests[pk], vector) for pk, vector in vectors.items()},
+                blank=[pk for pk in pks if pk not in digests],
+                unchanged=unchanged,
+            )
+        except (OperationalError, InterfaceError):
+            raise
+        except state.SupersededError as error:
+            self._give_up(claim.key, error)
+            self._release(claim, pks)
+        except DatabaseError as error:
+            # A schema that is changing, most likely: the rows are owed, and not to blame.
+            logger.error("%s: %s", claim.key, error)
+            self._hand_back(claim, pks, error, refund=True)
+        else:
+            if done.lost:
+                logger.warning("lost the lease of %d rows of %s", done.lost, claim.key)
+            if left:
+                self._release(claim, left)
+            self.progress(len(pks) - len(left))
+
+    def _embed(
+        self, service: Service, claim: Claim, texts: dict[str, str]
+    ) -> tuple[dict[str, HalfVector], list[str]]:
+        """Vectors by key, and the keys that were left because the worker is to stop.
+
+        Rows that the embedder fails on are handed back here and are in neither.
+        """
+        vectors: dict[str, HalfVector] = {}
+        # Texts of like length together: a batch costs as much as its longest text.
+        pks = sorted(texts, key=lambda pk: len(texts[pk]), reverse=True)
+        size = service.embedder.batch_size
+        for start in range(0, len(pks), size):
+            if self._stopping.is_set() or claim.key not in self.services:
+                return vectors, pks[start:]
+            part = pks[start : start + size]
+            try:
+                found = service.embedder.checked_documents([texts[pk] for pk in part])
+            except (MismatchError, ImproperlyConfigured) as error:
+                self._give_up(claim.key, error)
+                return vectors, pks[start:]
+            except Exception as error:
+                logger.error("%s: %d rows failed: %s", claim.key, len(part), summary(error))
+                self._hand_back(claim, part, error)
+            else:
+                vectors.update(zip(part, found, strict=True))
+        return vectors, []
+
+    def _hand_back(
+        self, claim: Claim, pks: list[str], error: Exception, *, refund: bool = False
+    ) -> None:
+        delays: dict[str, float | None] = {}
+        for pk in pks:
+            attempts = claim.attempts[pk]
+            longest = min(settings.backoff * 2 ** (attempts - 1), settings.max_backoff)
+            parked = attempts >= settings.max_attempts and not refund
+            delays[pk] = None if parked else jitter(longest)
+        self.queue.hand_back(claim, delays, summary(error), refund=refund)
+
+    def _release(self, claim: Claim, pks: list[str]) -> None:
+        self.queue.hand_back(claim, dict.fromkeys(pks, 0.0), refund=True)
+
+    def _give_up(self, key: str, error: Exception) -> None:
+        self.services.pop(key, None)
+        self.errors[key] = str(error)
+        logger.error("%s is not served: %s", key, error)
+
+    def _adopt(self, service: Service) -> None:
+        with worker_transaction(self.using) as cursor:
+            state.adopt(cursor, service.sidecar, service.embedder.fingerprint)
+        self.services[key_of(service.sidecar)] = service
+
+    def _keep_house(self) -> None:
+        """See to what need not be seen to in every round."""
+        self._housekeeping_at = time.monotonic() + HOUSEKEEPING_SECONDS
+        for key, service in list(self.services.items()):
+            try:
+                with worker_transaction(self.using) as cursor:
+                    adopted = state.is_adopted(cursor, key, service.fingerprint)
+                if not adopted:
+                    self._adopt(service)
+            except state.SupersededError as error:
+                self._give_up(key, error)
+        with worker_transaction(self.using) as cursor:
+            state.heed_missed(cursor, list(self.services))
+            self._unfilled = {key for key, _ in state.unfilled(cursor, list(self.services))}
+        if not self._behind:
+            self._see_to_indexes()
+
+    def _see_to_indexes(self) -> None:
+        if self._indexer is not None:
+            if self._indexer.is_alive():
+                return
+            self._indexer = None
+        for key in self.services.keys() - self._unfilled - self._indexed:
+            sidecar = self.services[key].sidecar
+            if index.is_built(sidecar, self.using):
+                self._indexed.add(key)
+                continue
+            with worker_transaction(self.using) as cursor:
+                due = state.index_is_due(cursor, sidecar, INDEX_TRY_SECONDS)
+            if due:
+                # In a thread: it may take hours, and changed rows do not wait for it.
+                self._indexer = threading.Thread(
+                    target=self._build_index, args=[sidecar], name="embedsync-index", daemon=True
+                )
+                self._indexer.start()
+                return
+
+    def _index_was_awaited(self) -> bool:
+        """At the end of a drain: build what index is due. Whether there was one."""
+        self._keep_house()
+        if self._indexer is None:
+            return False
+        while self._indexer.is_alive() and not self._stopping.is_set():
+            self._indexer.join(settings.poll_interval)
+        return True
+
+    def _build_index(self, sidecar: type[EmbeddingModel]) -> None:
+        try:
+            index.build(sidecar, self.using)
+        except DatabaseError as error:
+            logger.error("the index of %s was not built: %s", sidecar._meta.label, error)
+        finally:
+            connections[self.using].close()
+
+
+def jitter(longest: float) -> float:
+    """A wait of 0 to ``longest`` seconds, so that what failed together does not return together."""
+    return random.uniform(0, longest)  # noqa: S311  (no secret depends on it)
+
+
+def summary(error: Exception) -> str:
+    """An error in one line for log and ledger."""
+    return f"{type(error).__name__}: {error}"[:500]
