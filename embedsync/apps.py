@@ -8,6 +8,9 @@ class EmbedsyncConfig(AppConfig):
 
     def ready(self) -> None:
         from embedsync import checks  # noqa: F401  (registers them)
+        from embedsync.capture import renew_triggers
         from embedsync.queue import forget_dropped
 
-        post_migrate.connect(forget_dropped, sender=self, dispatch_uid="embedsync.forget_dropped")
+        for receiver in (renew_triggers, forget_dropped):
+            name = f"embedsync.{receiver.__name__}"
+            post_migrate.connect(receiver, sender=self, dispatch_uid=name)

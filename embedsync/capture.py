@@ -6,8 +6,10 @@ tables, and what their cost is: docs/design.md.
 
 from typing import Any
 
-from django.db import models
+from django.apps import apps as django_apps
+from django.db import connections, models, router
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.backends.ddl_references import Columns, Statement, Table
 from django.db.backends.utils import truncate_name
 
 from embedsync.sql import statement
@@ -23,12 +25,18 @@ def quoted_schema(schema_editor: BaseDatabaseSchemaEditor) -> str:
     """The schema into which the migration in hand creates its tables, quoted."""
     with schema_editor.connection.cursor() as cursor:
         cursor.execute("SELECT quote_ident(current_schema())")
-        return cursor.fetchone()[0]
+        schema: str = cursor.fetchone()[0]
+    return schema
 
 
 def function_sql(schema: str) -> str:
     """The trigger function and its sequence, for a quoted schema."""
     return statement("capture").replace("{schema}", schema)
+
+
+def source_options(sidecar: Any) -> Any:
+    """The ``_meta`` of a sidecar's source, as of the migration that the sidecar comes from."""
+    return sidecar._meta.get_field("source").remote_field.model._meta
 
 
 class SyncTrigger(models.BaseConstraint):
@@ -51,54 +59,29 @@ class SyncTrigger(models.BaseConstraint):
         """A constraint name for a sidecar's key, short enough for the triggers made from it."""
         return truncate_name(f"{key.replace('.', '_')}_sync", NAME_LENGTH)
 
-    def deconstruct(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    def deconstruct(self) -> Any:
         path, args, kwargs = super().deconstruct()
         return path, args, {**kwargs, "key": self.key, "fields": self.fields}
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, SyncTrigger):
-            return self.deconstruct() == other.deconstruct()
+            return bool(self.deconstruct() == other.deconstruct())
         return NotImplemented
 
     def __repr__(self) -> str:
         return f"<SyncTrigger: {self.key} on {', '.join(self.fields)}>"
 
-    def constraint_sql(
-        self, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor
-    ) -> None:
+    def constraint_sql(self, model: Any, schema_editor: Any) -> Any:
         """Nothing for CREATE TABLE: the triggers are made after it."""
         schema_editor.deferred_sql.append(self.create_sql(model, schema_editor))
 
-    def create_sql(self, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor) -> str:
-        # The source from the sidecar's relation as of this migration: a stored label would be
-        # stale after a rename.
-        source = model._meta.get_field("source").remote_field.model._meta
-        columns = [source.pk.column, *(source.get_field(name).column for name in self.fields)]
-        schema = quoted_schema(schema_editor)
-        quote_name, quote_value = schema_editor.quote_name, schema_editor.quote_value
-        triggers = [
-            statement("trigger").format(
-                trigger=quote_name(self.trigger_name(event)),
-                event=event,
-                source=quote_name(source.db_table),
-                referencing=f"REFERENCING {' '.join(tables)}\n" if tables else "",
-                sidecar=quote_value(quote_name(model._meta.db_table)),
-                schema=schema,
-                arguments=", ".join(map(quote_value, [self.key, *columns])),
-            )
-            for event, tables in EVENTS.items()
-        ]
-        added = statement("trigger_added").format(
-            schema=schema,
-            key=quote_value(self.key),
-            source=quote_name(source.db_table),
-            sidecar=quote_name(model._meta.db_table),
-        )
-        # The function too, because tests that run without migrations have nothing else to make it.
-        return "\n".join([function_sql(schema), *triggers, added])
+    def create_sql(self, model: Any, schema_editor: Any) -> Any:
+        return TriggerStatement(self, model, schema_editor)
 
-    def remove_sql(self, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor) -> str:
-        source = model._meta.get_field("source").remote_field.model._meta
+    def remove_sql(self, model: Any, schema_editor: Any) -> str:
+        deferred = schema_editor.deferred_sql
+        deferred[:] = [sql for sql in deferred if getattr(sql, "trigger", None) != self]
+        source = source_options(model)
         quote_name = schema_editor.quote_name
         drops = [
             f"DROP TRIGGER IF EXISTS {quote_name(self.trigger_name(event))}"
@@ -111,8 +94,89 @@ class SyncTrigger(models.BaseConstraint):
         # Django's remove_constraint() reads % as the start of a parameter.
         return "\n".join([*drops, forget]).replace("%", "%%")
 
+    def columns(self, model: Any) -> list[str]:
+        """The columns of the source that the triggers name: the primary key's, then the watched."""
+        source = source_options(model)
+        return [source.pk.column, *(source.get_field(name).column for name in self.fields)]
+
     def trigger_name(self, event: str) -> str:
         return f"{self.name}_{event.lower()}"
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to validate: it is a constraint in name only."""
+
+
+class TriggerStatement(Statement):
+    """The SQL of the triggers, as one of Django's statements that follow what comes after them.
+
+    A migration runs the triggers of a new table at its end. What it renames until then is renamed
+    here too, and what it drops takes this along.
+    """
+
+    def __init__(self, trigger: SyncTrigger, sidecar: Any, schema_editor: Any) -> None:
+        self.trigger = trigger
+        self.schema = quoted_schema(schema_editor)
+        self.quote_name, self.quote_value = schema_editor.quote_name, schema_editor.quote_value
+        source = source_options(sidecar).db_table
+        parts = {
+            "source": Table(source, self.quote_name),
+            "sidecar": Table(sidecar._meta.db_table, self.quote_name),
+            "columns": Columns(source, trigger.columns(sidecar), self.quote_name),
+        }
+        super().__init__("", **parts)
+
+    def __str__(self) -> str:
+        key = self.quote_value(self.trigger.key)
+        columns: Any = self.parts["columns"]  # renamed there, where a migration renames one
+        names = {"source": str(self.parts["source"]), "schema": self.schema}
+        triggers = [
+            statement("trigger").format(
+                trigger=self.quote_name(self.trigger.trigger_name(event)),
+                event=event,
+                referencing=f"REFERENCING {' '.join(tables)}\n" if tables else "",
+                sidecar=self.quote_value(str(self.parts["sidecar"])),
+                arguments=", ".join([key, *map(self.quote_value, columns.columns)]),
+                **names,
+            )
+            for event, tables in EVENTS.items()
+        ]
+        added = statement("trigger_added").format(key=key, sidecar=self.parts["sidecar"], **names)
+        # The function too, because tests that run without migrations have nothing else to make it.
+        return "\n".join([function_sql(self.schema), *triggers, added])
+
+
+def renew_triggers(*, using: str, apps: Any = django_apps, **_: Any) -> None:
+    """After a migration: make triggers anew that are missing, or that name what has been renamed.
+
+    A migration may rename a column without a change of the declaration, in another app above all.
+    ``apps`` are the models as they are in the database now.
+    """
+    connection: Any = connections[using]
+    if connection.vendor != "postgresql":
+        return
+    tables = set(connection.introspection.table_names())
+    for model in apps.get_models():
+        for trigger in model._meta.constraints:
+            if not isinstance(trigger, SyncTrigger) or model._meta.db_table not in tables:
+                continue
+            if not router.allow_migrate_model(using, model):
+                continue
+            wanted = [trigger.key, *trigger.columns(model)]
+            if is_outdated(connection, trigger, source_options(model).db_table, wanted):
+                with connection.schema_editor() as editor:
+                    editor.execute(trigger.create_sql(model, editor), params=None)
+
+
+def is_outdated(connection: Any, trigger: SyncTrigger, table: str, arguments: list[str]) -> bool:
+    """Whether one of the triggers is missing or has other arguments than these."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT tgargs FROM pg_trigger WHERE tgrelid = to_regclass(%s) AND tgname = ANY(%s)",
+            [
+                connection.ops.quote_name(table),
+                [trigger.trigger_name(event) for event in EVENTS],
+            ],
+        )
+        found = [bytes(arguments) for (arguments,) in cursor.fetchall()]
+    wanted = b"".join(argument.encode() + b"\0" for argument in arguments)
+    return found != [wanted] * len(EVENTS)

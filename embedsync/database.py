@@ -9,7 +9,7 @@ from django.db import connections, models, transaction
 from pgvector.psycopg.halfvec import register_halfvec_info
 from psycopg.types import TypeInfo
 
-from embedsync.declaration import EmbeddingModel, declaration_of, source_of
+from embedsync.declaration import EmbeddingModel, declaration_of, relation_of, source_of
 from embedsync.sql import statement
 
 # Of a worker's own transactions. READ COMMITTED, whatever the database's default is: the moves rely
@@ -53,13 +53,12 @@ class Names:
 
     def __init__(self, sidecar: type[EmbeddingModel], using: str) -> None:
         quote = connections[using].ops.quote_name
-        source = source_of(sidecar)._meta
-        relation: Any = sidecar._meta.get_field("source")
+        source: Any = source_of(sidecar)._meta
         table = quote(source.db_table)
         self.sidecar = quote(sidecar._meta.db_table)
         self.source = table
         self.pk = f"{table}.{quote(source.pk.column)}"
-        self.pk_type = relation.db_type(connections[using])
+        self.pk_type = relation_of(sidecar).db_type(connections[using])
         self.eligible = eligible_sql(sidecar, using)
 
     def fill(self, name: str, **more: str) -> str:
@@ -82,5 +81,11 @@ def eligible_sql(sidecar: type[EmbeddingModel], using: str) -> str:
     compiler = query.get_compiler(using)
     compiler.pre_sql_setup()
     sql, params = compiler.compile(query.where)
-    merged: str = connections[using].ops.compose_sql(sql, params)
-    return merged.replace("%", "%%")
+    return literal_sql(using, sql, params).replace("%", "%%")
+
+
+def literal_sql(using: str, sql: str, params: Any) -> str:
+    """SQL with its parameters written into it, quoted by psycopg."""
+    operations: Any = connections[using].ops
+    merged: str = operations.compose_sql(sql, params)
+    return merged

@@ -3,10 +3,10 @@
 import copy
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, ClassVar
+from typing import Any
 
 from django.apps import apps
-from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 from django.db.models.base import ModelBase
 from django.db.models.functions import Now
@@ -38,7 +38,8 @@ class Declaration:
                 lookups = [child[0] for child in node.children if isinstance(child, tuple)]
                 names.update(dict.fromkeys(lookup.split("__")[0] for lookup in lookups))
             elif isinstance(node, models.F):
-                names[node.name.split("__")[0]] = None
+                name: str = node.name  # type: ignore[attr-defined]
+                names[name.split("__")[0]] = None
         return list(names)
 
     @property
@@ -102,7 +103,7 @@ class MigrationDependency(models.ForeignObject):  # type: ignore[type-arg]
             to,
             on_delete=models.DO_NOTHING,
             from_fields=["source"],
-            to_fields=[None],
+            to_fields=[None],  # type: ignore[list-item]  # the primary key, as ForeignKey says it
             related_name="+",
             null=True,
             editable=False,
@@ -156,12 +157,7 @@ class EmbeddingModelBase(ModelBase):
         except ImproperlyConfigured:
             dimensions = None  # embedsync.E002 says so before anything is written
         return {
-            "pk": models.CompositePrimaryKey("source_id", "ordinal"),
-            "ordinal": models.IntegerField(default=0),
-            "embedded_at": models.DateTimeField(db_default=Now()),
-            "digest": models.BinaryField(max_length=16),
             "vector": HalfVectorField(dimensions=dimensions),
-            "queue": MigrationDependency("embedsync.inbox"),
             "Meta": type(
                 "Meta",
                 (meta,),
@@ -180,13 +176,18 @@ class EmbeddingModel(models.Model, metaclass=EmbeddingModelBase):
     ``digest`` tells whether the text has changed since ``embedded_at``.
     """
 
-    source: ClassVar[Any]
+    source_id: Any
+    pk = models.CompositePrimaryKey("source_id", "ordinal")
+    ordinal = models.IntegerField(default=0)
+    embedded_at = models.DateTimeField(db_default=Now())
+    digest = models.BinaryField(max_length=16)
+    queue = MigrationDependency("embedsync.inbox")
 
     class Meta:
         abstract = True
 
     def __str__(self) -> str:
-        return f"{self.source_id}/{self.ordinal}"  # type: ignore[attr-defined]
+        return f"{self.source_id}/{self.ordinal}"
 
 
 class Embedding:
@@ -215,8 +216,7 @@ class Embedding:
     def __get__(self, instance: models.Model | None, owner: type[models.Model]) -> Any:
         if instance is None:
             return self
-        rows = self.model._base_manager.using(instance._state.db)
-        return rows.filter(source=instance.pk, ordinal=0).first()
+        return rows_of(self.model, instance._state.db).filter(source=instance.pk).first()
 
     def attach(self, source: type[models.Model]) -> None:
         """Make the sidecar of one concrete model."""
@@ -277,27 +277,29 @@ def sidecars_of(model: type[models.Model]) -> list[type[EmbeddingModel]]:
     return [sidecar for sidecar in sidecars() if source_of(sidecar) in family]
 
 
+def relation_of(sidecar: type[EmbeddingModel]) -> Any:
+    """The field of a sidecar that points to its source: an ``EmbeddingSource``."""
+    options: Any = sidecar._meta
+    return options.get_field("source")
+
+
 def source_of(sidecar: type[EmbeddingModel]) -> type[models.Model]:
     """The source of a sidecar."""
-    source: type[models.Model] = sidecar._meta.get_field("source").remote_field.model  # type: ignore[union-attr,assignment]
+    source: type[models.Model] = relation_of(sidecar).remote_field.model
     return source
 
 
 def declaration_of(sidecar: type[EmbeddingModel]) -> Declaration:
     """The declaration of a sidecar."""
-    relation = sidecar._meta.get_field("source")
-    assert isinstance(relation, EmbeddingSource)
-    return relation.declaration
+    declaration: Declaration = relation_of(sidecar).declaration
+    return declaration
+
+
+def rows_of(sidecar: type[EmbeddingModel], using: str | None) -> Any:
+    """The first vector of each row, past any manager of the application's."""
+    return sidecar._base_manager.using(using).filter(ordinal=0)
 
 
 def key_of(sidecar: type[EmbeddingModel]) -> str:
     """The name of a sidecar in triggers, inbox and ledger."""
     return sidecar._meta.label_lower
-
-
-def field_exists(model: type[models.Model], name: str) -> bool:
-    """Whether a model has a field of its own, with a column, of this name."""
-    try:
-        return bool(getattr(model._meta.get_field(name), "column", None))
-    except FieldDoesNotExist:
-        return False

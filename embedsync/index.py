@@ -9,8 +9,6 @@ import logging
 from typing import Any
 
 from django.db import connections, models, transaction
-from django.db.backends.base.schema import BaseDatabaseSchemaEditor
-from django.db.backends.ddl_references import Statement
 from django.db.backends.utils import truncate_name
 from pgvector.django import HnswIndex
 
@@ -34,11 +32,11 @@ class DeferredHnswIndex(HnswIndex):
     def create_sql(
         self,
         model: type[models.Model],
-        schema_editor: BaseDatabaseSchemaEditor,
+        schema_editor: Any,
         using: str = "",
         **kwargs: Any,
-    ) -> Statement:
-        sql = super().create_sql(model, schema_editor, using=using, **kwargs)
+    ) -> Any:
+        sql: Any = super().create_sql(model, schema_editor, using=using, **kwargs)
         if not kwargs.get("concurrently"):
             sql.parts["condition"] = " WHERE false"
         return sql
@@ -80,7 +78,7 @@ def build(sidecar: type[models.Model], using: str) -> None:
         with connection.cursor() as cursor:
             cursor.execute(f"DROP INDEX IF EXISTS {full_name}")
         with connection.schema_editor(atomic=False) as editor:
-            editor.add_index(sidecar, full, concurrently=True)
+            editor.add_index(sidecar, full, concurrently=True)  # type: ignore[call-arg]
     with transaction.atomic(using), connection.cursor() as cursor:
         # Searches wait behind this lock; better to try again than to make them wait for long.
         cursor.execute("SET LOCAL lock_timeout = '2s'")

@@ -1,8 +1,8 @@
 """The queue: inbox, ledger and the moves of a worker. Nothing else touches these tables.
 
-Why it is right: an event is in the inbox, or is a ledger row, or marks one dirty, until a write that
-began after it was read. The token is checked under the row's lock, so a late worker cannot overwrite
-newer work. Locks are taken in key order or skipped, so workers cannot deadlock.
+Why it is right: an event is in the inbox, or is a ledger row, or marks one dirty, until a write
+that began after it was read. The token is checked under the row's lock, so a late worker cannot
+overwrite newer work. Locks are taken in key order or skipped, so workers cannot deadlock.
 """
 
 import time
@@ -17,7 +17,7 @@ from pgvector import HalfVector
 
 from embedsync import state
 from embedsync.conf import settings
-from embedsync.database import Names, binary_cursor, worker_transaction
+from embedsync.database import Names, binary_cursor, literal_sql, worker_transaction
 from embedsync.declaration import EmbeddingModel, key_of
 from embedsync.sql import statement
 
@@ -234,7 +234,7 @@ class Queue:
                 " WHERE sidecar = ANY(%(served)s) AND run_at <= clock_timestamp())",
                 {"served": list(served)},
             )
-            (total,) = cursor.fetchone()
+            total: int = cursor.fetchone()[0]
             for key, after in state.unfilled(cursor, list(served)):
                 names = self.names(served[key])
                 where = "" if after is None else f"WHERE {names.pk} > %s::{names.pk_type}"
@@ -280,7 +280,5 @@ def forget_dropped(*, using: str, **_: Any) -> None:
         schema, dropped = cursor.fetchone()
         for key in dropped or []:
             cursor.execute(
-                statement("forget").format(
-                    schema=schema, key=connection.ops.compose_sql("%s", [key])
-                )
+                statement("forget").format(schema=schema, key=literal_sql(using, "%s", [key]))
             )

@@ -16,7 +16,14 @@ from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI
 from pgvector.django import HalfVectorField
 
 from embedsync.conf import settings
-from embedsync.declaration import Embedding, EmbeddingModel, declaration_of, sidecars_of, source_of
+from embedsync.declaration import (
+    Embedding,
+    EmbeddingModel,
+    declaration_of,
+    rows_of,
+    sidecars_of,
+    source_of,
+)
 from embedsync.embedders import get_embedder
 
 M = TypeVar("M", bound=models.Model)
@@ -42,7 +49,7 @@ class QueryVector(models.Expression):
         self.exact = exact
         # Shared by all copies of this expression, so that a count and a page embed once.
         self.memo: list[list[float]] = []
-        super().__init__(output_field=sidecar._meta.get_field("vector"))
+        super().__init__(output_field=vector_field(sidecar))
 
     @property
     def sidecar(self) -> Any:
@@ -60,7 +67,7 @@ class QueryVector(models.Expression):
             return get_embedder(embedder).checked_query(self.query)
         if not isinstance(self.query, models.Model):
             return list(self.query)
-        rows = self.sidecar._base_manager.using(using).filter(source=self.query.pk, ordinal=0)
+        rows = rows_of(self.sidecar, using).filter(source=self.query.pk)
         stored = rows.values_list("vector", flat=True).first()
         if stored is None:
             raise ValueError(
@@ -70,18 +77,24 @@ class QueryVector(models.Expression):
             )
         return list(stored)
 
-    def as_sql(self, compiler: SQLCompiler, connection: Any) -> tuple[str, list[Any]]:
+    def as_sql(self, compiler: SQLCompiler, connection: Any) -> tuple[str, tuple[Any, ...]]:
         literal = HalfVectorField().get_prep_value(self.vector(connection.alias))
         vector_sql = f"%s::{self.output_field.db_type(connection)}"
         if self.exact:
-            return vector_sql, [literal]
+            return vector_sql, (literal,)
         scan = {**SCAN_SETTINGS, "hnsw.ef_search": str(settings.ef_search)}
         calls = ", ".join(["set_config(%s, %s, true)"] * len(scan))
         parameters = [part for pair in scan.items() for part in pair]
         # PostgreSQL runs a sub-select that depends on nothing before the index scan that uses its
         # result. OFFSET 0 keeps it from being folded into a constant without the settings.
         sql = f"(SELECT {vector_sql} FROM (SELECT {calls} OFFSET 0) AS scan_settings)"
-        return sql, [literal, *parameters]
+        return sql, (literal, *parameters)
+
+
+def vector_field(sidecar: type[EmbeddingModel]) -> Any:
+    """The field that holds a sidecar's vectors."""
+    options: Any = sidecar._meta
+    return options.get_field("vector")
 
 
 class SearchDistance(models.Func):
@@ -115,7 +128,7 @@ class SimilarCompiler(SQLCompiler):
 
     def execute_sql(
         self,
-        result_type: str | None = MULTI,
+        result_type: Any = MULTI,
         chunked_fetch: bool = False,
         chunk_size: int = GET_ITERATOR_CHUNK_SIZE,
     ) -> Any:
@@ -148,9 +161,11 @@ class SimilarQuery(models.sql.Query):
         return not isinstance(distance, SearchDistance) or isinstance(distance, ExactDistance)
 
     def exactly(self) -> "SimilarQuery":
-        query = self.clone()
-        query.annotations = {**self.annotations, "distance": self.annotations["distance"].exactly()}
-        return query
+        query: Any = self.clone()
+        distance: Any = self.annotations["distance"]
+        query.annotations = {**self.annotations, "distance": distance.exactly()}
+        exact: SimilarQuery = query
+        return exact
 
 
 def similar(
@@ -163,9 +178,9 @@ def similar(
 ) -> "models.QuerySet[M]":
     """The rows of ``queryset`` nearest to ``query``, nearest first, each with its ``.distance``.
 
-    ``query`` is a text, an instance (itself left out) or a vector ``(dimensions,)``. The distance is
-    the cosine distance, 0 to 2. ``embedding`` names one of several declarations. ``exact`` compares
-    with every vector rather than ask the index. ``min_similarity`` is 1 - distance, -1 to 1.
+    ``query`` is a text, an instance (itself left out) or a vector ``(dimensions,)``. The distance
+    is the cosine distance, 0 to 2. ``embedding`` names one of several declarations. ``exact``
+    compares with every vector, past the index. ``min_similarity`` is 1 - distance, -1 to 1.
 
     Lazy: a text is embedded, and an instance's vector read, when the queryset is evaluated. Rows
     that do not meet the declaration's condition now are left out, whatever their vectors say.
@@ -184,7 +199,7 @@ def similar(
         )
     relation = sidecar._meta.model_name
     # The filter comes before the annotation, which alone would make a LEFT JOIN.
-    found = queryset.filter(**{f"{relation}__ordinal": 0})
+    found: Any = queryset.filter(**{f"{relation}__ordinal": 0})
     condition = declaration_of(sidecar).condition
     if condition is not None:
         found = found.filter(condition)
@@ -197,7 +212,8 @@ def similar(
         found = found.filter(distance__lte=1 - min_similarity)
     found.query = found.query.chain(klass=SimilarQuery)
     # The key makes the order of pages stable, and costs nothing.
-    return found.order_by("distance", "pk")
+    ordered: models.QuerySet[M] = found.order_by("distance", "pk")
+    return ordered
 
 
 def chosen_sidecar(model: type[models.Model], embedding: str | None) -> type[EmbeddingModel]:
@@ -256,7 +272,7 @@ def checked(query: Any, sidecar: type[EmbeddingModel]) -> Any:
         raise ValueError(
             f"similar() takes a text, an instance or a vector, not {type(query).__name__}."
         ) from None
-    dimensions = sidecar._meta.get_field("vector").dimensions  # type: ignore[union-attr]
+    dimensions = vector_field(sidecar).dimensions
     if len(vector) != dimensions:
         raise ValueError(
             f"similar() got a vector of {len(vector)} dimensions; those of {sidecar._meta.label}"
@@ -280,10 +296,10 @@ class EmbeddingQuerySet(models.QuerySet[M]):
         min_similarity: float | None = None,
     ) -> Self:
         """The rows nearest to a text, an instance or a vector: see ``embedsync.similar()``."""
-        found: Any = similar(
-            self, query, embedding=embedding, exact=exact, min_similarity=min_similarity
-        )
-        return found
+        options: Any = {"embedding": embedding, "exact": exact, "min_similarity": min_similarity}
+        found: Any = similar(self, query, **options)
+        rows: Self = found
+        return rows
 
 
 EmbeddingManager = models.Manager.from_queryset(EmbeddingQuerySet, "EmbeddingManager")
@@ -299,5 +315,5 @@ class EmbeddedModel(models.Model):
 
     def similar(self, **options: Any) -> "models.QuerySet[Self]":
         """The other rows, nearest to this one first. Options: see ``embedsync.similar()``."""
-        rows = type(self)._default_manager.using(self._state.db)
-        return similar(rows.all(), self, **options)
+        rows: Any = type(self)._default_manager.using(self._state.db)
+        return similar(rows, self, **options)

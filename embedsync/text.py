@@ -9,7 +9,7 @@ from django.db.models import TextField
 from django.db.models.functions import Cast
 
 from embedsync.database import eligible, worker_transaction
-from embedsync.declaration import EmbeddingModel, declaration_of
+from embedsync.declaration import EmbeddingModel, declaration_of, rows_of
 
 
 def read(
@@ -21,7 +21,7 @@ def read(
     """
     declaration = declaration_of(sidecar)
     rows = eligible(sidecar, using).filter(pk__in=pks)
-    vectors = sidecar._base_manager.using(using).filter(source__in=pks, ordinal=0)
+    vectors = rows_of(sidecar, using).filter(source__in=pks)
     # The key as PostgreSQL writes it, which is how trigger and ledger have it.
     with worker_transaction(using):
         values = list(rows.values_list(Cast("pk", TextField()), *declaration.fields))

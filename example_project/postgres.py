@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from example_project.postgres_data import PORT, USER, DataFolder
+from example_project.postgres_data import PORT, USER, DataFolder, remove_short_socket_folder
 from example_project.postgres_programs import VERSIONS, PostgresError, Programs
 
 if TYPE_CHECKING:
@@ -90,8 +90,12 @@ class Cluster:
                 if not folder.exists():
                     folder.make(sync=self.fsync)
                 folder.forget_dead_server()
-                folder.configure(sync=self.fsync)
-                self._launch()
+                socket_dir = folder.configure(sync=self.fsync)
+                try:
+                    self._launch()
+                except PostgresError:
+                    remove_short_socket_folder(socket_dir)
+                    raise
             self._wait()
 
     def stop(self) -> None:
@@ -104,7 +108,7 @@ class Cluster:
             if self._process():
                 self._halt()
             if found:
-                folder.remove_short_socket_folder(found)
+                remove_short_socket_folder(found.socket_dir)
 
     def status(self) -> Status | None:
         """The server's particulars; None where none runs and none was killed."""

@@ -79,13 +79,12 @@ class DataFolder:
         """Refuse a folder that is not ours or of another version."""
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
-        made_by = self.path / "PG_VERSION"
-        if not made_by.exists() or not (self.path / _SETTINGS_FILE).exists():
+        if not (self.path / _SETTINGS_FILE).exists():
             raise PostgresError(
                 f"{self.path} is neither empty nor a data folder of the embedded PostgreSQL. "
                 "Set EMBEDDED_POSTGRES_DATA to another folder."
             )
-        if (found := made_by.read_text().strip()) != str(version):
+        if (found := self.version()) != version:
             raise PostgresError(
                 f"{self.path} was made by PostgreSQL {found}, but {version} was asked for. "
                 f"Set EMBEDDED_POSTGRES_VERSION={found}, or EMBEDDED_POSTGRES_DATA to another "
@@ -112,8 +111,8 @@ class DataFolder:
         (new / _SETTINGS_FILE).touch()
         new.replace(self.path)
 
-    def configure(self, *, sync: bool) -> None:
-        """Write the settings of the next start, and make the folder of its socket."""
+    def configure(self, *, sync: bool) -> Path:
+        """Write the settings of the next start; return the folder of its socket."""
         folder = self.path
         if not self.fits_socket():
             folder = Path(tempfile.mkdtemp(prefix=_SHORT_PREFIX, dir=_SHORT_PARENT))
@@ -125,6 +124,7 @@ class DataFolder:
             )
         )
         self.programs.give(settings)
+        return folder
 
     def fits_socket(self) -> bool:
         """Whether a socket in this folder can be named; libpq splits hosts at commas."""
@@ -151,7 +151,8 @@ class DataFolder:
         Of postmaster.pid only the pid is replaced: from the rest PostgreSQL sees whether orphans
         of the killed server still work on the data.
         """
-        self.remove_short_socket_folder()
+        if found := self.pid_file():
+            remove_short_socket_folder(found.socket_dir)
         (self.path / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
         path = self.path / "postmaster.pid"
         lines = path.read_text().splitlines() if path.exists() else []
@@ -160,12 +161,8 @@ class DataFolder:
         else:
             path.unlink(missing_ok=True)
 
-    def remove_short_socket_folder(self, found: PidFile | None = None) -> None:
-        """Remove the folder in /tmp that held the socket of a server with a long path."""
-        found = found or self.pid_file()
-        if (
-            found
-            and found.socket_dir.parent == _SHORT_PARENT
-            and found.socket_dir.name.startswith(_SHORT_PREFIX)
-        ):
-            shutil.rmtree(found.socket_dir, ignore_errors=True)
+
+def remove_short_socket_folder(folder: Path) -> None:
+    """Remove the folder in /tmp that held the socket of a server with a long path, and no other."""
+    if folder.parent == _SHORT_PARENT and folder.name.startswith(_SHORT_PREFIX):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -200,6 +200,14 @@ def test_a_long_path_gets_a_private_folder_for_its_socket_while_it_runs(
         cluster.stop()
     assert not second.exists()
 
+    with (cluster.data / "postgresql.conf").open("a") as settings:
+        settings.write("no_such_setting = 1\n")
+    with pytest.raises(PostgresError, match="no_such_setting"):
+        cluster.start()
+    third = (cluster.data / "embedded.conf").read_text().split('"')[1]
+    assert third.startswith("/tmp/embedded-postgres-")
+    assert not Path(third).exists()
+
 
 def test_a_folder_of_another_version_is_refused_with_the_cure(cluster: Cluster) -> None:
     with pytest.raises(PostgresError, match=f"EMBEDDED_POSTGRES_VERSION={VERSION}"):

@@ -56,7 +56,7 @@ class Embedder(ABC):
         return [HalfVector(row) for row in self._check(self.embed_documents(texts), len(texts))]
 
     def checked_query(self, text: str) -> list[float]:
-        """``embed_query``, with its answer checked. Raises ``ValueError`` where ``text`` is blank."""
+        """``embed_query``, with its answer checked. A blank ``text`` raises ``ValueError``."""
         if not text.strip():
             raise ValueError("A search text must not be blank: give similar() some words.")
         return [float(value) for value in self._check([self.embed_query(text)], 1)[0]]

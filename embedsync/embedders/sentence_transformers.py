@@ -19,8 +19,9 @@ logger = logging.getLogger("embedsync")
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Load without the library's progress bar, which would stand between a worker's log lines."""
-    from transformers.utils import logging as bars
+    from transformers.utils import logging as transformers_logging
 
+    bars: Any = transformers_logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:

@@ -1,0 +1,72 @@
+"""What the tests share: a PostgreSQL, workers in this process and in processes of their own."""
+
+import os
+from urllib.parse import quote, urlencode
+
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from embedsync.worker import Worker
+from example_project.postgres import PROJECT, VERSIONS, Cluster
+from tests.workers import WorkerProcess
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """The embedded PostgreSQL, started when the first test needs a database; or DATABASE_URL's."""
+    if os.environ.get("DATABASE_URL"):
+        yield
+        return
+    version = int(os.environ.get("EMBEDDED_POSTGRES_VERSION") or max(VERSIONS))
+    cluster = Cluster(PROJECT / ".postgres" / f"tests-{version}", version, fsync=False)
+    cluster.start()
+    host, port = cluster.socket()
+    settings.DATABASES["default"].update(HOST=host, PORT=port, NAME="embedsync")
+    yield
+    cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(postgres):
+    """pytest-django's hook before it makes the test database."""
+
+
+@pytest.fixture
+def drain(transactional_db):
+    """Run a worker in this process until nothing is due; returns it."""
+
+    def run():
+        worker = Worker()
+        worker.start()
+        worker.run(drain=True)
+        return worker
+
+    return run
+
+
+@pytest.fixture
+def environment(transactional_db):
+    """The environment in which a command finds the test database."""
+    values = connection.settings_dict
+    password = f":{quote(values['PASSWORD'])}" if values["PASSWORD"] else ""
+    query = urlencode(
+        {k: v for k, v in {"host": values["HOST"], "port": values["PORT"]}.items() if v}
+    )
+    url = f"postgresql://{quote(values['USER'])}{password}@/{quote(values['NAME'])}?{query}"
+    return {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "DATABASE_URL": url}
+
+
+@pytest.fixture
+def worker_process(environment):
+    """Start workers as processes of their own; whatever still runs is killed at the end."""
+    started = []
+
+    def start(*arguments, **more):
+        process = WorkerProcess(arguments, {**environment, **more})
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()

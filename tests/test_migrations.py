@@ -1,0 +1,801 @@
+"""Migrations: stock commands over throw-away projects, forward, backward and forward again."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from django.db import connection
+from django.db.backends.utils import truncate_name
+
+from tests.migration_project import ROOT, Project, vectors_of
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+
+
+def movie(body="", name="Movie"):
+    """A models.py with one model, which has this in its body."""
+    return f"""
+class {name}(models.Model):
+    title = models.CharField(max_length=200)
+    plot = models.TextField(default="-")
+    year = models.IntegerField(default=2000)
+    {body}
+"""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A models.py, and what it means to the database.
+
+    ``texts`` selects key and text of every row that is to have a vector; a change of ``column``
+    makes an event.
+    """
+
+    models: str
+    texts: str = "SELECT id, title FROM shop_movie"
+    table: str = "shop_movie"
+    pk: str = "id"
+    column: str = "title"
+    key: str = "shop.movieembedding"
+
+    @property
+    def sidecar(self):
+        return truncate_name(self.key.replace(".", "_"), 63)
+
+
+PLAIN = Shape(movie())
+DECLARED = Shape(movie('embedding = Embedding("title")'))
+FILM = Shape(
+    movie('embedding = Embedding("title")', name="Film"),
+    texts="SELECT id, title FROM shop_film",
+    table="shop_film",
+    key="shop.filmembedding",
+)
+
+
+@pytest.fixture
+def project(postgres, tmp_path):
+    project = Project(tmp_path, connection.settings_dict)
+    yield project
+    project.remove()
+
+
+def insert(project, *titles):
+    """Insert a movie for each title."""
+    for title in titles:
+        project.sql("INSERT INTO shop_movie (title, plot, year) VALUES (%s, '-', 2000)", title)
+
+
+def write(project, shape):
+    """An INSERT, an UPDATE and a DELETE in raw SQL; the keys of their rows."""
+    table, pk, column = shape.table, shape.pk, shape.column
+    ((first, last),) = project.sql(f"SELECT min({pk}), max({pk}) FROM {table}")
+    project.sql(
+        f"INSERT INTO {table} SELECT (jsonb_populate_record(t, %s)).* FROM {table} t"
+        f" WHERE {pk} = %s",
+        json.dumps({pk: last + 1}),
+        first,
+    )
+    project.sql(f"UPDATE {table} SET {column} = {column} || ' again' WHERE {pk} = %s", first)
+    project.sql(f"DELETE FROM {table} WHERE {pk} = %s", last)
+    return [last + 1, first, last]
+
+
+def assert_in_step(project, shape):
+    """Every vector is that of its row's text now, none missing, none too many, nothing owed."""
+    assert project.vectors(shape.sidecar) == vectors_of(dict(project.sql(shape.texts)))
+    assert project.sql("SELECT * FROM embedsync_inbox") == []
+    assert project.sql("SELECT * FROM embedsync_ledger") == []
+
+
+def assert_served(project, code, shape):
+    """Nothing but the triggers of this sidecar is there, and vectors follow what is written."""
+    assert project.triggers() == [(shape.table.strip('"'), shape.key, 4)]
+    assert project.known() == [shape.key]
+    code.drain()
+    assert_in_step(project, shape)
+    written = write(project, shape)
+    assert project.events(shape.key) == [("row", str(pk)) for pk in written]
+    code.drain()
+    assert_in_step(project, shape)
+
+
+def assert_forgotten(project, shape):
+    """No trigger is left, no work is owed, and writes are the application's own."""
+    assert project.triggers() == []
+    write(project, shape)
+    assert project.known() == []
+
+
+def test_a_declaration_on_a_table_with_rows(project):
+    plain, declared = project.code(PLAIN.models), project.code(DECLARED.models)
+    plain.upgrade()
+    insert(project, "Alien", "Brazil", "Casablanca")
+    declared.upgrade()
+    assert project.sql(f"SELECT * FROM {DECLARED.sidecar}") == []
+    assert_served(project, declared, DECLARED)
+    declared.run("migrate", "shop", "0001")
+    assert_forgotten(project, DECLARED)
+    declared.run("migrate")
+    declared.is_clean()
+    assert_served(project, declared, DECLARED)
+
+
+SENTENCE = "SELECT id, title || ': ' || plot FROM shop_movie"
+TEMPLATE = 'embedding = Embedding("title", "plot", template="{title}: {plot}"'
+TITLE_AND_PLOT = Shape(
+    movie('embedding = Embedding("title", "plot")'),
+    texts="SELECT id, concat_ws(E'\\n', title, plot) FROM shop_movie",
+    column="plot",
+)
+# In order, and whether the step to each needs a migration.
+DECLARATIONS = [
+    (DECLARED, True),
+    (TITLE_AND_PLOT, True),
+    (
+        Shape(
+            movie('embedding = Embedding("plot")'),
+            texts="SELECT id, plot FROM shop_movie",
+            column="plot",
+        ),
+        True,
+    ),
+    # A column that comes and goes with its declaration.
+    (
+        Shape(
+            movie(
+                'tagline = models.TextField(default="In space")\n'
+                '    embedding = Embedding("title", "tagline")'
+            ),
+            texts="SELECT id, concat_ws(E'\\n', title, tagline) FROM shop_movie",
+            column="tagline",
+        ),
+        True,
+    ),
+    (TITLE_AND_PLOT, True),
+    (Shape(movie(f"{TEMPLATE})"), texts=SENTENCE, column="plot"), False),
+    (
+        Shape(
+            movie(f"{TEMPLATE}, condition=Q(year__gte=1980))"),
+            texts=f"{SENTENCE} WHERE year >= 1980",
+            column="plot",
+        ),
+        True,
+    ),
+    (
+        Shape(
+            movie(f"{TEMPLATE}, condition=Q(year__gte=1990))"),
+            texts=f"{SENTENCE} WHERE year >= 1990",
+        ),
+        False,
+    ),
+    (
+        Shape(
+            movie(f"{TEMPLATE}, condition=~Q(id=3, plot='-'))"),
+            texts=f"{SENTENCE} WHERE NOT (id = 3 AND plot = '-')",
+        ),
+        True,
+    ),
+    (Shape(movie(f"{TEMPLATE})"), texts=SENTENCE, column="plot"), True),
+]
+
+
+def test_changes_of_the_declaration(project):
+    steps = []
+    for shape, needs_migration in DECLARATIONS:
+        code = project.code(shape.models)
+        code.upgrade()
+        number = len(list(project.migrations.glob("0*.py")))
+        if not steps:
+            for year in (1970, 1985, 1995, 2005, 2015):
+                project.sql(
+                    "INSERT INTO shop_movie (title, plot, year) VALUES ('Film', '-', %s)", year
+                )
+        else:
+            assert number == steps[-1][1] + needs_migration
+        assert_served(project, code, shape)
+        steps.append((code, number, shape))
+    last = code
+    for code, number, shape in reversed(steps[:-1]):
+        last.run("migrate", "shop", f"{number:04}")
+        assert_served(project, code, shape)
+    last.run("migrate")
+    last.is_clean()
+    assert_served(project, last, steps[-1][2])
+
+
+# Django and PostgreSQL cut what is made from such a name.
+LONG = "FilmsThatWereShownInTheLittleCinemaRoundTheCornerBeforeItBurntDown"
+LONG_TABLE = truncate_name(f"shop_{LONG}".lower(), 63)
+ODD = "Odd {name}"
+ODD_SQL = f'"{ODD}"'
+# The model before, the model after, and the answers to makemigrations' questions.
+RENAMES = {
+    "model": (
+        DECLARED,
+        Shape(
+            movie('embedding = Embedding("title")', name=LONG),
+            texts=f"SELECT id, title FROM {LONG_TABLE}",
+            table=LONG_TABLE,
+            key=f"shop.{LONG}embedding".lower(),
+        ),
+        ["y", "y"],
+    ),
+    "attribute": (
+        DECLARED,
+        Shape(movie('title_vector = Embedding("title")'), key="shop.movietitlevector"),
+        ["y"],
+    ),
+    "embedded field": (
+        Shape(
+            movie(f"{TEMPLATE})"),
+            texts="SELECT id, title || ': ' || plot FROM shop_movie",
+        ),
+        Shape(
+            movie(f"{TEMPLATE})").replace("plot", "story"),
+            texts="SELECT id, title || ': ' || story FROM shop_movie",
+            column="story",
+        ),
+        ["y"],
+    ),
+    "field of the condition": (
+        Shape(
+            movie('embedding = Embedding("title", condition=Q(year__gt=1990))'),
+            texts="SELECT id, title FROM shop_movie WHERE year > 1990",
+        ),
+        Shape(
+            movie('embedding = Embedding("title", condition=Q(year__gt=1990))').replace(
+                "year", "released"
+            ),
+            texts="SELECT id, title FROM shop_movie WHERE released > 1990",
+        ),
+        ["y"],
+    ),
+    "db_table": (
+        DECLARED,
+        Shape(
+            movie(f'embedding = Embedding("title")\n    class Meta:\n        db_table = "{ODD}"'),
+            texts=f"SELECT id, title FROM {ODD_SQL}",
+            table=ODD_SQL,
+        ),
+        [],
+    ),
+    "column": (
+        DECLARED,
+        Shape(
+            DECLARED.models.replace("max_length=200", f'max_length=200, db_column="{ODD}"'),
+            texts=f"SELECT id, {ODD_SQL} FROM shop_movie",
+            column=ODD_SQL,
+        ),
+        [],
+    ),
+    "key": (
+        Shape(
+            movie('id = models.BigAutoField(primary_key=True)\n    embedding = Embedding("title")')
+        ),
+        Shape(
+            movie(
+                'number = models.BigAutoField(primary_key=True)\n    embedding = Embedding("title")'
+            ),
+            texts="SELECT number, title FROM shop_movie",
+            pk="number",
+        ),
+        ["y"],
+    ),
+    "types of key and embedded column": (
+        Shape(movie('id = models.AutoField(primary_key=True)\n    embedding = Embedding("title")')),
+        Shape(DECLARED.models.replace("CharField(max_length=200)", "TextField()")),
+        [],
+    ),
+}
+
+
+def leave_work(project, shape):
+    """Write, and leave events in the inbox and a row in the ledger; keys of unchanged rows."""
+    table, pk, column = shape.table, shape.pk, shape.column
+    changed = write(project, shape)
+    assert project.events(shape.key) == [("row", str(key)) for key in changed]
+    ((second,),) = project.sql(f"SELECT {pk} FROM {table} ORDER BY {pk} OFFSET 1 LIMIT 1")
+    project.sql(f"UPDATE {table} SET {column} = {column} || ' more' WHERE {pk} = %s", second)
+    project.sql(
+        "WITH moved AS (DELETE FROM embedsync_inbox WHERE source_pk = %s RETURNING *)"
+        " INSERT INTO embedsync_ledger (sidecar, source_pk, run_at, queued_at)"
+        " SELECT sidecar, source_pk, now(), now() FROM moved",
+        str(second),
+    )
+    stamps = project.embedded_at(shape.sidecar)
+    return {key: stamp for key, stamp in stamps.items() if key not in [*changed, second]}
+
+
+def assert_kept(project, code, shape, unchanged):
+    """What was owed before a migration is done after it, and nothing else."""
+    code.drain()
+    assert_in_step(project, shape)
+    assert len(unchanged) == 3
+    assert unchanged.items() <= project.embedded_at(shape.sidecar).items()
+    assert_served(project, code, shape)
+
+
+@pytest.mark.parametrize("what", RENAMES)
+def test_a_rename_loses_nothing_and_embeds_nothing_again(project, what):
+    before, after, answers = RENAMES[what]
+    old, new = project.code(before.models), project.code(after.models)
+    old.upgrade()
+    insert(project, "Alien", "Brazil", "Casablanca", "Dogville", "Eraserhead", "Fargo")
+    old.drain()
+
+    unchanged = leave_work(project, before)
+    new.upgrade(*answers)
+    assert_kept(project, new, after, unchanged)
+
+    unchanged = leave_work(project, after)
+    new.run("migrate", "shop", "0001")
+    assert_kept(project, old, before, unchanged)
+
+    unchanged = leave_work(project, before)
+    new.run("migrate")
+    new.is_clean()
+    assert_kept(project, new, after, unchanged)
+
+
+def test_a_renamed_model_whose_sidecar_is_made_anew(project):
+    """The second question of makemigrations answered with no: vectors go, and are made again."""
+    old, new = project.code(DECLARED.models), project.code(FILM.models)
+    old.upgrade()
+    insert(project, "Alien", "Brazil", "Casablanca")
+    old.drain()
+    leave_work(project, DECLARED)
+    new.upgrade("y", "n")
+    assert project.tables() == ["shop_film", "shop_filmembedding"]
+    assert_served(project, new, FILM)
+    leave_work(project, FILM)
+    new.run("migrate", "shop", "0001")
+    assert_served(project, old, DECLARED)
+    leave_work(project, DECLARED)
+    new.run("migrate")
+    assert_served(project, new, FILM)
+
+
+def test_a_declaration_that_goes(project):
+    declared, plain = project.code(DECLARED.models), project.code(PLAIN.models)
+    declared.upgrade()
+    insert(project, "Alien", "Brazil", "Casablanca")
+    declared.drain()
+    leave_work(project, DECLARED)
+    plain.upgrade()
+    assert_forgotten(project, DECLARED)
+    assert project.tables() == ["shop_movie"]
+    plain.run("migrate", "shop", "0001")
+    assert_served(project, declared, DECLARED)
+    leave_work(project, DECLARED)
+    plain.run("migrate")
+    assert_forgotten(project, DECLARED)
+
+
+def test_a_model_that_goes(project):
+    declared, nothing = project.code(DECLARED.models), project.code("")
+    declared.upgrade()
+    insert(project, "Alien", "Brazil", "Casablanca")
+    declared.drain()
+    leave_work(project, DECLARED)
+    nothing.upgrade()
+    assert project.triggers() == project.known() == project.tables() == []
+
+    # As makemigrations writes it, it takes the sidecar's relation away first, which is a part of
+    # its primary key: Django cannot make such a table again.
+    output = nothing.fail("migrate", "shop", "0001")
+    assert "RemoveField of MovieEmbedding.source out" in output
+    assert project.triggers() == project.known() == project.tables() == []
+    # What the message advises.
+    (project.migrations / "0002_delete.py").write_text(DELETION)
+    project.migration("0002_remove").unlink()
+    project.sql("UPDATE django_migrations SET name = '0002_delete' WHERE name ~ '0002'")
+    nothing.is_clean()
+    nothing.run("migrate", "shop", "0001")
+    insert(project, "Dogville", "Eraserhead")
+    assert_served(project, declared, DECLARED)
+    leave_work(project, DECLARED)
+    nothing.run("migrate")
+    assert project.triggers() == project.known() == project.tables() == []
+
+
+DELETION = """
+from django.db import migrations
+
+class Migration(migrations.Migration):
+    dependencies = [("shop", "0001_initial")]
+    operations = [migrations.DeleteModel("MovieEmbedding"), migrations.DeleteModel("Movie")]
+"""
+
+
+def test_everything_goes(project):
+    plain, declared = project.code(PLAIN.models), project.code(DECLARED.models)
+    plain.upgrade()
+    insert(project, "Alien", "Brazil", "Casablanca")
+    declared.upgrade()
+    installed = project.objects()
+    declared.drain()
+    leave_work(project, DECLARED)
+    # Unapplies what depends on it, too.
+    declared.run("migrate", "embedsync", "zero")
+    assert project.objects() == project.triggers() == []
+    assert project.tables() == ["shop_movie"]
+    write(project, DECLARED)
+    declared.run("migrate")
+    declared.is_clean()
+    assert project.objects() == installed
+    assert_served(project, declared, DECLARED)
+
+    leave_work(project, DECLARED)
+    declared.run("migrate", "shop", "zero")
+    assert project.triggers() == project.known() == project.tables() == []
+    declared.run("migrate", "embedsync", "zero")
+    assert project.objects() == []
+    assert project.sql("SELECT extname FROM pg_extension WHERE extname = 'vector'") == [("vector",)]
+    declared.run("migrate")
+    declared.is_clean()
+    insert(project, "Dogville", "Eraserhead")
+    assert_served(project, declared, DECLARED)
+
+
+def test_two_declarations_on_one_model(project):
+    both = movie('by_title = Embedding("title")\n    by_plot = Embedding("plot")')
+    one, two = project.code(movie('by_title = Embedding("title")')), project.code(both)
+    title = Shape("", key="shop.moviebytitle")
+    plot = Shape("", texts="SELECT id, plot FROM shop_movie", key="shop.moviebyplot")
+    one.upgrade()
+    insert(project, "Alien", "Brazil", "Casablanca")
+    assert_served(project, one, title)
+    for forward in (two.upgrade, lambda: two.run("migrate")):
+        forward()
+        two.is_clean()
+        assert project.triggers() == [(title.table, plot.key, 4), (title.table, title.key, 4)]
+        two.drain()
+        first, *_ = changed = write(project, title)
+        project.sql("UPDATE shop_movie SET plot = 'A new one' WHERE id = %s", first)
+        assert project.events(title.key) == [("row", str(pk)) for pk in changed]
+        assert project.events(plot.key) == [("row", str(pk)) for pk in (first, changed[2], first)]
+        two.drain()
+        assert_in_step(project, title)
+        assert_in_step(project, plot)
+        two.run("migrate", "shop", "0001")
+        assert_served(project, one, title)
+
+
+def facts(project, table):
+    """Columns, indexes, constraints, options and dependents of a table."""
+    return project.sql(
+        "SELECT attname, atttypid, attnotnull, attnum, NULL FROM pg_attribute"
+        " WHERE attrelid = %(table)s::regclass"
+        " UNION ALL SELECT relname, NULL, indisvalid, NULL, pg_get_indexdef(indexrelid)"
+        " FROM pg_index JOIN pg_class ON oid = indexrelid WHERE indrelid = %(table)s::regclass"
+        " UNION ALL SELECT conname, NULL, convalidated, NULL, pg_get_constraintdef(oid)"
+        " FROM pg_constraint WHERE %(table)s::regclass IN (conrelid, confrelid)"
+        " UNION ALL SELECT relname, NULL, relhasrules, relchecks, reloptions::text"
+        " FROM pg_class WHERE oid = %(table)s::regclass ORDER BY 1, 4, 5",
+        table=table,
+    )
+
+
+def test_a_source_of_a_third_party(project):
+    apps = ["django.contrib.sites", "django.contrib.flatpages"]
+    shape = Shape(
+        """
+class PageEmbedding(EmbeddingModel):
+    source = EmbeddingSource("flatpages.FlatPage", "title", "content")
+""",
+        texts="SELECT id, concat_ws(E'\\n', title, content) FROM django_flatpage",
+        table="django_flatpage",
+        key="shop.pageembedding",
+    )
+    before, after = project.code(PLAIN.models, apps=apps), project.code(shape.models, apps=apps)
+    before.upgrade()
+    untouched = facts(project, shape.table)
+    assert untouched
+    for url in ("/about/", "/imprint/", "/jobs/"):
+        project.sql(
+            "INSERT INTO django_flatpage"
+            " (url, title, content, enable_comments, template_name, registration_required)"
+            " VALUES (%s, 'A page', 'About us', false, '', false)",
+            url,
+        )
+    output = after.run("makemigrations")
+    assert "shop" in output
+    assert "flatpages" not in output
+    after.run("migrate")
+    after.is_clean()
+    assert_served(project, after, shape)
+    assert facts(project, shape.table) == untouched
+    after.run("migrate", "shop", "0001")
+    assert_forgotten(project, shape)
+    assert facts(project, shape.table) == untouched
+    after.run("migrate")
+    assert_served(project, after, shape)
+
+
+def test_a_declaration_on_an_abstract_base(project):
+    base = """
+class {base}:
+    title = models.TextField()
+    plot = models.TextField(default="-")
+    embedding = Embedding("title")
+{meta}
+class Film(Base):
+    pass
+
+class Play(Base):
+    pass
+
+class GoodPlay(Play):
+    class Meta:
+        proxy = True
+"""
+    base = base.format(base="Base(models.Model)", meta="    class Meta:\n        abstract = True\n")
+    declared = project.code(base)
+    plain = project.code(base.replace('embedding = Embedding("title")', ""))
+    plain.upgrade()
+    project.sql("INSERT INTO shop_film (title, plot) VALUES ('Alien', ''), ('Brazil', '')")
+    for forward in (declared.upgrade, lambda: declared.run("migrate")):
+        forward()
+        declared.is_clean()
+        assert project.tables() == [
+            "shop_film",
+            "shop_filmembedding",
+            "shop_play",
+            "shop_playembedding",
+        ]
+        assert project.triggers() == [
+            ("shop_film", "shop.filmembedding", 4),
+            ("shop_play", "shop.playembedding", 4),
+        ]
+        project.sql("INSERT INTO shop_play (title, plot) VALUES ('Faust', '')")
+        project.sql("UPDATE shop_film SET title = title || ' again' WHERE title ~ 'Alien'")
+        assert len(project.events("shop.playembedding")) == 1
+        assert len(project.events("shop.filmembedding")) == 1
+        declared.drain()
+        for name in ("film", "play"):
+            texts = f"SELECT id, title FROM shop_{name}"
+            assert_in_step(project, Shape("", texts=texts, key=f"shop.{name}embedding"))
+        declared.run("migrate", "shop", "0001")
+        assert project.triggers() == project.known() == []
+        assert project.tables() == ["shop_film", "shop_play"]
+
+
+def index(project, name):
+    """The identity of an index, and whether it holds all rows and is usable."""
+    ((identity, whole),) = project.sql(
+        "SELECT indexrelid, indisvalid AND indpred IS NULL FROM pg_index"
+        " JOIN pg_class ON oid = indexrelid WHERE starts_with(relname, %s)",
+        name,
+    )
+    return identity, whole
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_renamed_model_keeps_its_index(project, built):
+    old, new = project.code(DECLARED.models), project.code(FILM.models)
+    old.upgrade()
+    insert(project, "Alien", "Brazil", "Casablanca")
+    if built:
+        old.drain()
+    before = index(project, "shop_movieembedding_hnsw")
+    assert before[1] is built
+    new.upgrade("y", "y")
+    assert index(project, "shop_filmembedding_hnsw") == before
+    new.run("migrate", "shop", "0001")
+    assert index(project, "shop_movieembedding_hnsw") == before
+    new.run("migrate")
+    assert index(project, "shop_filmembedding_hnsw") == before
+    assert_served(project, new, FILM)
+    assert index(project, "shop_filmembedding_hnsw")[1]
+
+
+DATA_MIGRATION = """
+from django.db import migrations
+
+class Migration(migrations.Migration):
+    dependencies = [("shop", {dependency!r})]
+    operations = [migrations.RunPython(migrations.RunPython.noop, migrations.RunPython.noop)]
+"""
+
+
+@pytest.mark.parametrize("barrier", [False, True], ids=["reduced", "with a data migration"])
+def test_a_squashed_migration(project, barrier):
+    film = Shape(
+        movie('embedding = Embedding("title", "plot")', name="Film"),
+        texts="SELECT id, concat_ws(E'\\n', title, plot) FROM shop_film",
+        table="shop_film",
+        column="plot",
+        key="shop.filmembedding",
+    )
+    old, new = project.code(DECLARED.models), project.code(film.models)
+    old.upgrade()
+    if barrier:
+        # The optimizer cannot move operations past it.
+        text = DATA_MIGRATION.format(dependency="0001_initial")
+        (project.migrations / "0002_data.py").write_text(text)
+    new.upgrade("y", "y")
+    last = max(path.stem for path in project.migrations.glob("0*.py"))
+    for way in ((), ("--backwards",)):
+        sql = new.run("sqlmigrate", "shop", last, *way)
+        assert "CREATE OR REPLACE TRIGGER" in sql
+        assert "DROP TRIGGER IF EXISTS" in sql
+    new.run("squashmigrations", "shop", "0001", last, "--noinput", "--squashed-name", "all")
+    new.is_clean()
+    squashed = project.migration("0001_all").stem
+    assert "CREATE OR REPLACE TRIGGER" in new.run("sqlmigrate", "shop", squashed)
+    assert "DROP TABLE" in new.run("sqlmigrate", "shop", squashed, "--backwards")
+    # Recorded as applied, because those that it replaces are.
+    new.run("migrate")
+    new.run("migrate", "shop", "zero")
+    for _ in range(2):
+        new.run("migrate")
+        new.is_clean()
+        for title in ("Alien", "Brazil", "Casablanca"):
+            project.sql("INSERT INTO shop_film (title, plot, year) VALUES (%s, '-', 1)", title)
+        assert_served(project, new, film)
+        new.run("migrate", "shop", "zero")
+        assert project.triggers() == project.known() == project.tables() == []
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_other_dimensions(project, rows):
+    """An empty sidecar follows; where there are vectors PostgreSQL refuses, and nothing changes."""
+    old, new = project.code(DECLARED.models), project.code(DECLARED.models, dimensions=16)
+    old.upgrade()
+    insert(project, "Alien", "Brazil", "Casablanca")
+    if rows:
+        old.drain()
+    new.run("makemigrations")
+    operations = project.migration("0002").read_text().split("operations = ")[1]
+    assert operations.count("migrations.") == operations.count("migrations.AlterField") == 1
+    column = (
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
+        " WHERE attrelid = 'shop_movieembedding'::regclass AND attname = 'vector'"
+    )
+    if rows:
+        before = project.vectors(DECLARED.sidecar), facts(project, DECLARED.sidecar)
+        output = new.fail("migrate")
+        assert "DataError: expected 16 dimensions, not 8" in output
+        assert before == (project.vectors(DECLARED.sidecar), facts(project, DECLARED.sidecar))
+        assert project.sql("SELECT name FROM django_migrations WHERE app = 'shop'") == [
+            ("0001_initial",)
+        ]
+        assert_served(project, old, DECLARED)
+        # The cure.
+        project.sql("TRUNCATE shop_movieembedding")
+    new.run("migrate")
+    new.is_clean()
+    assert project.sql(column) == [("halfvec(16)",)]
+    project.sql("UPDATE shop_movie SET title = title || '.'")
+    new.drain()
+    ((total, dimensions),) = project.sql(
+        "SELECT count(*), min(vector_dims(vector)) FROM shop_movieembedding"
+    )
+    assert (total, dimensions) == (3, 16)
+
+
+def test_tests_without_migrations(project):
+    project.sql("CREATE EXTENSION vector")
+    code = project.code(
+        DECLARED.models, more="MIGRATION_MODULES = {'shop': None, 'embedsync': None}\n"
+    )
+    code.run("migrate", "--run-syncdb")
+    assert [name for (name,) in project.objects() if name == "embedsync_capture"]
+    insert(project, "Alien", "Brazil", "Casablanca")
+    assert_served(project, code, DECLARED)
+    code.run("migrate", "--run-syncdb")
+    assert_served(project, code, DECLARED)
+
+
+ALL_KINDS = """
+import uuid
+
+class Movie(EmbeddedModel):
+    title = models.CharField(max_length=200)
+    plot = models.TextField(db_column="Plot text")
+    year = models.IntegerField()
+    embedding = Embedding("title", "plot", condition=Q(year__gt=1990), template="{title}. {plot}")
+    title_vector = Embedding("title")
+
+class Parcel(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    label = models.TextField()
+    embedding = Embedding("label")
+
+    class Meta:
+        db_table = "odd parcels"
+
+class Note(EmbeddedModel):
+    text = models.TextField()
+    embedding = Embedding("text")
+
+    class Meta:
+        abstract = True
+
+class Memo(Note):
+    pass
+
+class ShortMemo(Memo):
+    class Meta:
+        proxy = True
+
+class PageEmbedding(EmbeddingModel):
+    source = EmbeddingSource("flatpages.FlatPage", "title", "content")
+
+    class Meta:
+        indexes = [models.Index(fields=["embedded_at"], name="page_embedded_at")]
+"""
+
+
+def test_the_migration_of_all_kinds_is_as_it_was(project):
+    """Another text would mean a new migration in every project at its next upgrade.
+
+    If that is meant, delete the snapshot and run this test: it writes a new one and fails.
+    """
+    apps = ["django.contrib.sites", "django.contrib.flatpages"]
+    project.code(ALL_KINDS, apps=apps).run("makemigrations")
+    _, text = project.migration("0001").read_text().split("\n", 1)
+    snapshot = SNAPSHOTS / "all_kinds.txt"
+    if not snapshot.exists():
+        snapshot.write_text(text)
+        pytest.fail(f"wrote {snapshot}")
+    assert text == snapshot.read_text()
+
+
+def test_migrations_of_example_and_library_are_complete(project):
+    """And one migration command serves both."""
+    environment = {"DJANGO_SETTINGS_MODULE": "tests.settings", "DATABASE_URL": project.url()}
+    subprocess.run(
+        [sys.executable, "manage.py", "makemigrations", "--check", "--dry-run"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        check=True,
+    )
+
+
+def test_writers_go_on_during_the_migration(project):
+    plain, declared = project.code(PLAIN.models), project.code(DECLARED.models)
+    plain.upgrade()
+    insert(project, *[f"Film {n}" for n in range(50)])
+    stopping = threading.Event()
+    problems = []
+
+    def keep_writing():
+        try:
+            with project.connect() as connection:
+                while not stopping.is_set():
+                    with connection.transaction():
+                        (last,) = connection.execute(
+                            "INSERT INTO shop_movie (title, plot, year) VALUES ('New', '', 1)"
+                            " RETURNING id"
+                        ).fetchone()
+                        connection.execute(
+                            "UPDATE shop_movie SET title = title || ' more' WHERE id = %s"
+                            " AND length(title) < 150",
+                            [last % 60],
+                        )
+                        connection.execute("DELETE FROM shop_movie WHERE id = %s", [last - 20])
+        except Exception as problem:
+            problems.append(problem)
+
+    writers = [threading.Thread(target=keep_writing) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    try:
+        declared.upgrade()
+        declared.run("migrate", "shop", "0001")
+        declared.run("migrate")
+        declared.drain()
+    finally:
+        stopping.set()
+        for writer in writers:
+            writer.join()
+    assert problems == []
+    assert len(project.events(DECLARED.key)) > 0 or project.vectors(DECLARED.sidecar)
+    assert_served(project, declared, DECLARED)

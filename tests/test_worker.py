@@ -1,0 +1,453 @@
+"""The worker: from changed rows to vectors, in this process and in processes of its own."""
+
+import datetime
+import signal
+import uuid
+
+import pytest
+from django.contrib.flatpages.models import FlatPage
+from django.core.management import CommandError, call_command
+from django.db import connection, transaction
+from django.utils import timezone
+
+from embedsync.database import worker_transaction
+from embedsync.declaration import sidecars
+from embedsync.models import Inbox, Ledger, SidecarState
+from embedsync.queue import Queue
+from embedsync.worker import Worker
+from tests.library.models import Book, FlatPageEmbedding, Letter, Memo, Parcel, Ticket
+from tests.sync import assert_in_step, stored_vectors
+from tests.workers import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BookEmbedding = Book.embedding.model
+KEY = "library.bookembedding"
+LIBRARY = [sidecar for sidecar in sidecars() if sidecar._meta.app_label == "library"]
+
+
+def execute(sql, params=None):
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+
+
+def make_due():
+    """Let the time of all retries and leases come."""
+    Ledger.objects.filter(run_at__isnull=False).update(run_at=timezone.now())
+
+
+def test_all_kinds_of_sources(drain):
+    Book.objects.create(title="A", body="Text")
+    Parcel.objects.create(label="one")
+    Ticket.objects.create(code='it\'s % "q" {0} ü', text="two")
+    Memo.objects.create(text="three")
+    Letter.objects.create(text="four")
+    FlatPage.objects.create(url="/a/", title="About us", content="five")
+    worker = drain()
+    assert worker.errors == {}
+    assert_in_step(*LIBRARY)
+    assert FlatPageEmbedding.objects.count() == 1
+
+
+def test_updates_deletes_key_changes_and_truncate(drain):
+    Book.objects.bulk_create([Book(id=n, title=f"Book {n}") for n in range(1, 8)])
+    drain()
+    Book.objects.filter(pk=1).update(title="Changed")
+    Book.objects.filter(pk=2).delete()
+    Book.objects.filter(pk=3).update(published=False)
+    execute("UPDATE library_book SET id = 40 WHERE id = 4")
+    drain()
+    assert_in_step(BookEmbedding)
+    assert set(stored_vectors(BookEmbedding)) == {1, 40, 5, 6, 7}
+    Book.objects.filter(pk=3).update(published=True)
+    drain()
+    assert_in_step(BookEmbedding)
+    execute("TRUNCATE library_book")
+    Book.objects.create(id=5, title="After")
+    drain()
+    assert set(stored_vectors(BookEmbedding)) == {5}
+    assert_in_step(BookEmbedding)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "x" * 200_000,
+        "\U0001f916 \U0001f30d",
+        "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
+        "e\u0301 \u200d",
+        "'; DROP TABLE {} %s \\",
+    ],
+    ids=["200 kB", "emoji", "right to left", "combining", "hostile"],
+)
+def test_odd_texts_are_rows_like_others(drain, body):
+    Book.objects.create(title="T", body=body)
+    drain()
+    assert_in_step(BookEmbedding)
+
+
+def test_blank_rows_have_no_vector_and_are_not_retried(drain):
+    Book.objects.create(title="", body="  \n ")
+    Parcel.objects.create(label=None)
+    parcel = Parcel.objects.create(label="text")
+    drain()
+    assert BookEmbedding.objects.count() == 0
+    assert_in_step(*LIBRARY)
+    Parcel.objects.filter(pk=parcel.pk).update(label=" ")
+    drain()
+    assert Parcel.embedding.model.objects.count() == 0
+    assert_in_step(*LIBRARY)
+
+
+def test_rows_from_before_the_declaration_are_embedded_in_pages(drain, settings):
+    settings.EMBEDSYNC_BATCH_SIZE = 7
+    execute("SET embedsync.capture = 'off'")
+    Book.objects.bulk_create([Book(title=f"Book {n}", published=n % 3 > 0) for n in range(50)])
+    Parcel.objects.bulk_create([Parcel(id=uuid.uuid4(), label=f"P {n}") for n in range(50)])
+    Ticket.objects.bulk_create([Ticket(code=f"T {n}", text=f"T {n}") for n in range(50)])
+    execute("RESET embedsync.capture")
+    SidecarState.objects.all().delete()
+    assert Inbox.objects.filter(kind="row").count() == 0
+    drain()
+    assert_in_step(*LIBRARY)
+    assert SidecarState.objects.filter(backfilled_at=None).count() == 0
+
+
+def test_a_fill_finds_vectors_without_a_row_and_wrong_ones(drain):
+    Book.objects.bulk_create([Book(id=n, title=f"Book {n}") for n in range(1, 6)])
+    drain()
+    made = dict(BookEmbedding.objects.values_list("source_id", "embedded_at"))
+    execute("SET embedsync.capture = 'off'")
+    Book.objects.filter(pk=1).delete()
+    Book.objects.filter(pk=2).update(title="Changed")
+    Book.objects.filter(pk=3).update(published=False)
+    BookEmbedding.objects.filter(source=4).delete()
+    execute("RESET embedsync.capture")
+    SidecarState.objects.all().update(backfilled_at=None, backfill_after=None)
+    drain()
+    assert_in_step(BookEmbedding)
+    # What was right is not embedded again.
+    assert BookEmbedding.objects.get(source=5).embedded_at == made[5]
+
+
+def test_a_change_that_leaves_the_text_is_not_embedded_again(drain):
+    book = Book.objects.create(title="A")
+    drain()
+    before = book.embedding.embedded_at
+    Book.objects.update(title="B")
+    Book.objects.update(title="A")
+    drain()
+    assert book.embedding.embedded_at == before
+    assert_in_step(BookEmbedding)
+
+
+def test_a_trigger_that_failed_leads_to_a_comparison_of_all_rows(drain):
+    drain()
+    execute("ALTER TABLE embedsync_inbox RENAME TO elsewhere")
+    Book.objects.create(title="Written all the same")
+    execute("ALTER TABLE elsewhere RENAME TO embedsync_inbox")
+    assert Inbox.objects.filter(kind="row").count() == 0
+    drain()
+    assert_in_step(BookEmbedding)
+
+
+def test_an_exception_leaves_the_row_owed_with_backoff(drain, caplog):
+    Book.objects.bulk_create(
+        [Book(title="good 1"), Book(title="FAIL secret"), Book(title="good 2")]
+    )
+    drain()
+    assert Ledger.objects.count() == 3
+    assert BookEmbedding.objects.count() == 0
+    assert set(Ledger.objects.values_list("attempts", flat=True)) == {1}
+    assert "the provider is unwell" in Ledger.objects.first().last_error
+    make_due()
+    drain()
+    # Tried alone now: the good ones are in, the bad one waits.
+    owed = Ledger.objects.get()
+    assert owed.attempts == 2
+    assert owed.token is None
+    assert BookEmbedding.objects.count() == 2
+    assert "secret" not in caplog.text
+    Book.objects.filter(title__contains="FAIL").update(title="mended")
+    drain()
+    assert_in_step(BookEmbedding)
+
+
+def test_a_row_that_always_fails_is_parked_and_a_change_frees_it(drain, settings):
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 3
+    book = Book.objects.create(title="FAIL")
+    for _ in range(4):
+        drain()
+        make_due()
+    owed = Ledger.objects.get()
+    assert owed.run_at is None
+    assert owed.attempts == 3
+    book.title = "good"
+    book.save()
+    drain()
+    assert_in_step(BookEmbedding)
+
+
+@pytest.mark.parametrize("fault", ["NAN", "ZERO", "MISSING"])
+def test_bad_vectors_are_never_written(drain, fault):
+    Book.objects.create(title=fault)
+    drain()
+    assert BookEmbedding.objects.count() == 0
+    assert "EmbedderError" in Ledger.objects.get().last_error
+
+
+def test_wrong_dimensions_stop_the_sidecar_and_blame_no_row(drain):
+    Book.objects.create(title="SHORT")
+    Memo.objects.create(text="others go on")
+    worker = drain()
+    assert "63 dimensions" in worker.errors[KEY]
+    assert "DIMENSIONS to 63" in worker.errors[KEY]
+    owed = Ledger.objects.get()
+    assert (owed.attempts, owed.token) == (0, None)
+    assert BookEmbedding.objects.count() == 0
+    assert Memo.embedding.model.objects.count() == 1
+
+
+def test_the_command_says_what_is_not_served(transactional_db):
+    Book.objects.create(title="SHORT")
+    with pytest.raises(CommandError, match=r"bookembedding is not served: .*DIMENSIONS to 63"):
+        call_command("embed_worker", "--drain", verbosity=0)
+    with pytest.raises(CommandError, match="no database 'nowhere'"):
+        call_command("embed_worker", "--drain", "--database", "nowhere")
+
+
+def test_other_vectors_than_the_settings_say_are_refused(drain, settings):
+    Book.objects.create(title="A")
+    drain()
+    embedders = dict(settings.EMBEDSYNC_EMBEDDERS)
+    embedders["scripted"] = {**embedders["hashing"]}
+    settings.EMBEDSYNC_EMBEDDERS = embedders
+    Book.objects.create(title="B")
+    worker = drain()
+    assert "Declare a second Embedding" in worker.errors[KEY]
+    assert BookEmbedding.objects.count() == 1
+    BookEmbedding.objects.all().delete()
+    assert drain().errors == {}
+    assert_in_step(BookEmbedding)
+
+
+def test_a_worker_with_an_old_declaration_writes_nothing(drain):
+    worker = Worker()
+    worker.start()
+    Book.objects.create(title="A")
+    SidecarState.objects.filter(key=KEY).update(fingerprint="a newer one")
+    worker.run(drain=True)
+    assert "has started since" in worker.errors[KEY]
+    assert BookEmbedding.objects.count() == 0
+    drain()
+    assert_in_step(BookEmbedding)
+
+
+def test_a_late_worker_cannot_overwrite_newer_work(drain):
+    """Taken over in the middle of embedding: what comes late is dropped."""
+    book = Book.objects.create(title="old")
+    late = Worker()
+    late.start()
+    _, [claim] = late.queue.fold([KEY], 10)
+    service = late.services[KEY]
+    late._keep_house()
+    Ledger.objects.update(run_at=timezone.now() - datetime.timedelta(seconds=1))
+    Book.objects.update(title="new")
+    drain()
+    vector = service.embedder.checked_documents(["old. "])[0]
+    done = late.queue.complete(
+        BookEmbedding, claim, service.fingerprint, {str(book.pk): (b"x" * 16, vector)}, blank=[]
+    )
+    assert (done.written, done.lost) == (0, 1)
+    assert_in_step(BookEmbedding)
+
+
+def test_a_change_during_embedding_is_embedded_next(drain):
+    book = Book.objects.create(title="first")
+    worker = Worker()
+    worker.start()
+    _, [claim] = worker.queue.fold([KEY], 10)
+    book.title = "second"
+    book.save()
+    assert worker.queue.fold([KEY], 10)[1] == []  # leased: only marked
+    assert Ledger.objects.get().dirty
+    worker._work(claim)
+    assert Ledger.objects.get().token is None
+    drain()
+    assert_in_step(BookEmbedding)
+
+
+def test_a_row_deleted_during_embedding_leaves_no_vector(drain):
+    book = Book.objects.create(title="first")
+    worker = Worker()
+    worker.start()
+    _, [claim] = worker.queue.fold([KEY], 10)
+    service = worker.services[KEY]
+    vector = service.embedder.checked_documents(["first. "])[0]
+    pk = str(book.pk)
+    book.delete()
+    done = worker.queue.complete(
+        BookEmbedding, claim, service.fingerprint, {pk: (b"x" * 16, vector)}, blank=[]
+    )
+    assert done.written == 0
+    drain()
+    assert_in_step(BookEmbedding)
+
+
+def test_no_transaction_is_open_while_texts_are_embedded(drain, monkeypatch):
+    seen = []
+
+    def look(self, texts):
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND state LIKE 'idle in transaction%%'"
+            )
+            seen.append((connection.in_atomic_block, cursor.fetchone()[0]))
+        return original(self, texts)
+
+    embedder = Worker.start.__globals__["get_embedder"]("scripted")
+    original = type(embedder).embed_documents
+    monkeypatch.setattr(type(embedder), "embed_documents", look)
+    Book.objects.create(title="A")
+    drain()
+    assert seen == [(False, 0)]
+
+
+def test_moves_are_read_committed_whatever_the_default(drain):
+    execute("SET default_transaction_isolation = 'serializable'")
+    with worker_transaction("default") as cursor:
+        cursor.execute("SHOW transaction_isolation")
+        assert cursor.fetchone() == ("read committed",)
+    execute("RESET default_transaction_isolation")
+
+
+def test_a_lease_is_extended_while_embedding_takes_long(drain, worker_process):
+    """A second worker must not take over what the first is still at."""
+    drain()
+    Book.objects.create(title="SLEEP")
+    slow = {"SCRIPTED_SLEEP": "3", "DJANGO_SETTINGS_MODULE": "tests.short_lease"}
+    first = worker_process("--drain", **slow)
+    until(lambda: Ledger.objects.exclude(token=None).exists())
+    token = Ledger.objects.get().token
+    second = worker_process("--drain", **slow)
+    tokens = set()
+    while first.process.poll() is None:
+        tokens |= set(Ledger.objects.values_list("token", "dirty"))
+    assert tokens == {(token, False)}
+    assert first.wait()[0] == 0
+    assert second.wait()[0] == 0
+    assert_in_step(BookEmbedding)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_hands_the_batch_back(drain, worker_process, number):
+    drain()
+    Book.objects.bulk_create([Book(title=f"SLEEP {n}") for n in range(300)])
+    worker = worker_process(SCRIPTED_SLEEP="0.01")
+    until(lambda: Ledger.objects.exclude(token=None).count() == 300)
+    worker.send(number)
+    status, output = worker.wait()
+    assert status == 0, output
+    assert Ledger.objects.exclude(token=None).count() == 0
+    assert BookEmbedding.objects.count() + Ledger.objects.count() == 300
+    assert Ledger.objects.count() > 0
+    assert set(Ledger.objects.values_list("attempts", flat=True)) == {0}
+    assert worker_process("--drain", SCRIPTED_SLEEP="0").wait()[0] == 0
+    assert_in_step(BookEmbedding)
+
+
+def test_a_second_signal_ends_at_once(worker_process):
+    Book.objects.create(title="SLEEP")
+    worker = worker_process(SCRIPTED_SLEEP="20")
+    worker.says("asleep")
+    worker.send(signal.SIGTERM)
+    until(lambda: (worker.send(signal.SIGTERM), worker.process.poll() is not None)[1], every=0.3)
+    assert worker.process.returncode == 130
+
+
+def test_a_row_that_kills_workers_is_parked_and_its_neighbours_are_not(drain, worker_process):
+    drain()
+    Book.objects.bulk_create([Book(title=f"good {n}") for n in range(5)])
+    Book.objects.create(title="DIE")
+    for _ in range(10):
+        status, _ = worker_process("--drain", DJANGO_SETTINGS_MODULE="tests.short_lease").wait()
+        if status == 0 and not Ledger.objects.filter(run_at__isnull=False).exists():
+            break
+        make_due()
+    owed = Ledger.objects.get()
+    assert owed.run_at is None
+    assert "worker died" in owed.last_error
+    assert BookEmbedding.objects.count() == 5
+
+
+def test_workers_share_the_work(drain, worker_process):
+    drain()
+    Book.objects.bulk_create([Book(title=f"SLEEP {n}") for n in range(2000)])
+    workers = [worker_process("--drain", SCRIPTED_SLEEP="0.001") for _ in range(3)]
+    outputs = [worker.wait() for worker in workers]
+    assert [status for status, _ in outputs] == [0, 0, 0], outputs
+    settled = [int(output.split(" of ")[-2].split()[-1]) for _, output in outputs]
+    assert sum(settled) == 2000
+    assert_in_step(BookEmbedding)
+
+
+def test_an_unserved_sidecar_at_the_head_holds_up_nobody(drain):
+    Inbox.objects.bulk_create(
+        [Inbox(sidecar="gone.elsewhere", kind="row", source_pk=str(n)) for n in range(600)]
+    )
+    Book.objects.create(title="A")
+    drain()
+    assert BookEmbedding.objects.count() == 1
+    assert Ledger.objects.filter(sidecar="gone.elsewhere", token=None).count() == 600
+
+
+def test_an_event_below_the_low_water_mark_is_found(drain):
+    """Order of commit is not order of seq."""
+    queue = Queue("default", "me")
+    Book.objects.create(title="A")
+    queue.fold([KEY], 10)
+    queue.low += 1000
+    Book.objects.create(title="B")
+    until(lambda: queue.fold([KEY], 10)[0], seconds=5)
+
+
+def test_folding_does_not_walk_over_what_was_folded_before(drain):
+    """With xmin held elsewhere dead entries stay, and the low-water mark steps over them."""
+    with transaction.atomic():
+        execute(
+            "INSERT INTO library_book (title, body, year, published)"
+            " SELECT 'x', '', 1, true FROM generate_series(1, 20000)"
+        )
+    queue = Queue("default", "me")
+    for _ in range(20):
+        queue.fold([KEY], 900)
+    with transaction.atomic():
+        execute("SET LOCAL enable_seqscan = off")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT seq FROM embedsync_inbox"
+                " WHERE seq > %s AND kind = 'row' ORDER BY seq LIMIT 900",
+                [queue.low],
+            )
+            plan = cursor.fetchone()[0][0]["Plan"]
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 40
+
+
+def test_the_index_is_built_when_the_first_fill_has_ended(drain):
+    def definition():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_get_indexdef('library_bookembedding_hnsw'::regclass)")
+            return cursor.fetchone()[0]
+
+    execute('DROP INDEX "library_bookembedding_hnsw"')
+    with connection.schema_editor() as editor:
+        editor.add_index(BookEmbedding, BookEmbedding._meta.indexes[0])
+    assert "WHERE false" in definition()
+    Book.objects.create(title="FAIL")
+    drain()
+    assert "WHERE false" in definition()
+    Book.objects.update(title="good")
+    drain()
+    assert "WHERE" not in definition()
+    assert "hnsw" in definition()

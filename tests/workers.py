@@ -1,0 +1,53 @@
+"""Worker processes under test."""
+
+import signal
+import subprocess
+import sys
+import time
+
+from example_project.postgres import PROJECT
+
+
+class WorkerProcess:
+    """``manage.py embed_worker`` in a process of its own."""
+
+    def __init__(self, arguments, environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "manage.py", "embed_worker", *arguments],
+            cwd=PROJECT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def send(self, number):
+        self.process.send_signal(number)
+
+    def says(self, words):
+        """Wait until the worker prints a line with these words."""
+        for line in self.process.stdout:
+            if words in line:
+                return
+        raise AssertionError(f"the worker ended without saying {words!r}")
+
+    def wait(self, seconds=60):
+        """The exit status and all output."""
+        output, _ = self.process.communicate(timeout=seconds)
+        return self.process.returncode, output
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+
+def until(condition, seconds=30, every=0.02):
+    """Wait until ``condition()`` is true; its value. Fails the test after ``seconds``."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain for {condition}"
+        time.sleep(every)
+    return value
