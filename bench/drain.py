@@ -7,9 +7,9 @@ model: the rate of a drain against one bare ``SentenceTransformer.encode()`` of 
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 from common import Figure, ServerCPU, arguments, database, one_value, progress, report, run_sql
-from django.conf import settings
 from django.test.utils import override_settings
 from films import repeated, texts
 
@@ -29,7 +29,9 @@ MARK_MODEL = 0.93
 
 def drop_index() -> None:
     """A sidecar without its index, which workers leave alone."""
-    run_sql(f"DROP INDEX {deferred_index(SIDECAR).name}")
+    index = deferred_index(SIDECAR)
+    assert index is not None
+    run_sql(f"DROP INDEX {index.name}")
 
 
 def empty() -> None:
@@ -103,10 +105,10 @@ def measure_model(rows: int, pairs: int) -> list[Figure]:
     films = repeated(rows)
     wanted = texts(films)
     with without_bars():
-        bare = SentenceTransformer(settings.EMBEDSYNC_EMBEDDERS["default"]["MODEL"])
+        bare = SentenceTransformer(knobs.embedder("default").model)
     bare.encode(wanted[:128])
-    warm_up = ready_worker(films[:128])
-    drain(warm_up, 128)
+    few = films[:128]
+    drain(ready_worker(few), len(few))
     server_cpu = ServerCPU().seconds
     by_clock, by_cpu, rates = [], [], []
     for number in range(pairs):
@@ -114,11 +116,11 @@ def measure_model(rows: int, pairs: int) -> list[Figure]:
         # Each order in turn, so that a machine that tires or recovers harms both alike.
         for side in ("bare", "drain") if number % 2 == 0 else ("drain", "bare"):
             if side == "bare":
-                taken[side] = timed(lambda: bare.encode(wanted))
+                taken[side] = timed(partial(bare.encode, wanted))
             else:
                 worker = ready_worker(films)
                 before = server_cpu()
-                clock, cpu = timed(lambda worker=worker: worker.run(drain=True))
+                clock, cpu = timed(partial(worker.run, drain=True))
                 taken[side] = clock, cpu + server_cpu() - before
                 drain(worker, rows)
         (bare_clock, bare_cpu), (drain_clock, drain_cpu) = taken["bare"], taken["drain"]

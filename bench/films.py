@@ -78,6 +78,12 @@ def queries() -> list[str]:
     return [json.loads(line)["query"] for line in QUERIES.read_text("utf-8").splitlines()]
 
 
+def plots() -> list[str]:
+    """The first sentences of the shipped films: plots in other words than the full data's."""
+    shipped = [json.loads(line)["plot_summary"] for line in SHIPPED.read_text("utf-8").splitlines()]
+    return [plot.split(". ")[0] for plot in shipped]
+
+
 class VectorCache:
     """Vectors of texts by the real model, by the digest of the text."""
 

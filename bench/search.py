@@ -10,6 +10,7 @@ are mixtures of two real ones, and the output says so.
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import psycopg
 from common import Figure, arguments, database, progress, report, run_sql
 from django.db import connection
 from django.test.utils import override_settings
-from films import VectorCache, films, queries, repeated, texts
+from films import VectorCache, films, plots, queries, repeated, texts
 from pgvector import HalfVector
 from timing import TimedCursors, copy_of_connection
 
@@ -32,6 +33,7 @@ SIDECAR = Movie.embedding.model
 ROWS = 34_249
 FEWEST_REAL = 2_000
 K = 10
+Queries = dict[str, list[list[float]]]  # by kind
 NOISE = 0.5  # the length of what is added to a vector of length 1
 OTHER_EF = (40, 80, 200, 400)
 # The search as one would write it without embedsync.
@@ -73,12 +75,13 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return result
 
 
-def query_vectors(stored: np.ndarray, number: int) -> list[list[float]]:
-    """Vectors of films with noise added, and the vectors of real search texts."""
+def near(stored: np.ndarray, number: int) -> list[list[float]]:
+    """Vectors of films with noise added."""
     random = np.random.default_rng(2)
     chosen = stored[random.choice(len(stored), size=min(number, len(stored)), replace=False)]
     noise = unit(random.standard_normal(chosen.shape)) * NOISE
-    return [*unit(chosen + noise).tolist(), *(list(embed_query(text)) for text in queries())]
+    result: list[list[float]] = unit(chosen + noise).tolist()
+    return result
 
 
 def load(rows: list[Movie], stored: np.ndarray) -> float:
@@ -107,11 +110,6 @@ def search(vector: Sequence[float], *, exact: bool = False) -> list[int]:
     return [film.pk for film in Movie.objects.similar(vector, exact=exact)[:K]]
 
 
-def recall(found: list[list[int]], truth: list[list[int]]) -> list[float]:
-    """The share of the true nearest rows that was found, by query."""
-    return [len(set(a) & set(b)) / len(b) for a, b in zip(found, truth, strict=True)]
-
-
 def measure_time(searched: Sequence[Sequence[float]], rounds: int) -> dict[str, list[float]]:
     """Milliseconds by way of asking, each query asked in all ways in turn."""
     taken: dict[str, list[float]] = {"orm": [], "database": [], "by_hand": [], "plain": []}
@@ -128,8 +126,8 @@ def measure_time(searched: Sequence[Sequence[float]], rounds: int) -> dict[str, 
             for position, vector in enumerate(searched):
                 asked = ask_in_turn(raw, tuned, timed, vector, written[position], turn + position)
                 if turn:  # the first round warms up
-                    for name, value in asked.items():
-                        taken[name].append(value)
+                    for way, spent in asked.items():
+                        taken[way].append(spent)
     return taken
 
 
@@ -191,19 +189,26 @@ def milliseconds(action: Callable[[], object]) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def by_ef(searched: Sequence[Sequence[float]], truth: list[list[int]]) -> list[str]:
+def recalls(searched: Queries, truth: dict[str, list[list[int]]]) -> dict[str, list[float]]:
+    """The share of the true nearest rows that is found, for each query of each kind."""
+    return {
+        kind: [
+            len(set(search(vector)) & set(best)) / K
+            for vector, best in zip(vectors, truth[kind], strict=True)
+        ]
+        for kind, vectors in searched.items()
+    }
+
+
+def by_ef(searched: Queries, truth: dict[str, list[list[int]]]) -> list[str]:
     """Recall and time at other values of EMBEDSYNC_EF_SEARCH, in words."""
     lines = []
     for ef in OTHER_EF:
         with override_settings(EMBEDSYNC_EF_SEARCH=ef):
-            clock: list[float] = []
-            found = []
-            for vector in searched:
-                started = time.perf_counter()
-                found.append(search(vector))
-                clock.append((time.perf_counter() - started) * 1e3)
-        mean = statistics.mean(recall(found, truth))
-        lines.append(f"ef_search {ef}: recall {mean:.3f}, {statistics.median(clock):.1f} ms")
+            found = recalls(searched, truth)
+            clock = [milliseconds(partial(search, vector)) for vector in searched["near"]]
+        shares = ", ".join(f"{kind} {statistics.mean(share):.3f}" for kind, share in found.items())
+        lines.append(f"ef_search {ef}: recall {shares}; {statistics.median(clock):.1f} ms")
     return lines
 
 
@@ -223,31 +228,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="after one to warm up (default: 3)")
     options = parser.parse_args()
     rows, stored, said = vectors(options.rows)
-    searched = query_vectors(stored, options.queries)
+    searched: Queries = {"near": near(stored, options.queries)}
+    for kind, asked in {"queries": queries(), "plots": plots()}.items():
+        if asked:
+            searched[kind] = [list(embed_query(text)) for text in asked]
     with database("search"):
         progress(f"loading {said}")
         seconds = load(rows, stored)
         progress(f"built the index in {seconds:.0f} s; searching exactly")
-        truth = [search(vector, exact=True) for vector in searched]
-        found = recall([search(vector) for vector in searched], truth)
-        taken = measure_time(searched, options.rounds)
+        truth = {
+            kind: [search(vector, exact=True) for vector in vectors]
+            for kind, vectors in searched.items()
+        }
+        found = recalls(searched, truth)
+        progress("measuring")
+        taken = measure_time([*searched["near"], *searched.get("queries", [])], options.rounds)
         others = by_ef(searched, truth)
-    own, real = found[: options.queries], found[options.queries :]
+    both = [*found["near"], *found.get("queries", [])]
     figures = [
         Figure("p50_ratio", ratios(taken["database"], taken["by_hand"]), at_most=MARK_P50),
         Figure("plain_sql_ratio", ratios(taken["database"], taken["plain"])),
         Figure("database_ms", taken["database"], unit="ms"),
         Figure("orm_ms", taken["orm"], unit="ms"),
-        Figure("recall_at_10", [statistics.mean(found)], at_least=MARK_RECALL, digits=3),
+        Figure("recall_at_10", both, at_least=MARK_RECALL, digits=3, mean=True),
+        *(Figure(f"recall_{kind}", shares, digits=3, mean=True) for kind, shares in found.items()),
         Figure("index_build_s", [seconds], unit="s", digits=1),
     ]
-    notes = [
-        said,
-        f"recall_at_10 is a mean: {statistics.mean(own):.3f} for {len(own)} vectors near films'"
-        + (f", {statistics.mean(real):.3f} for {len(real)} search texts" if real else "")
-        + f"; ef_search {knobs.ef_search}; worst query {min(found):.1f}",
-        *others,
-    ]
+    notes = [f"{said}; ef_search {knobs.ef_search}", *others]
     report(figures, notes, as_json=options.json)
 
 

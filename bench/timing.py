@@ -36,7 +36,7 @@ class TimedCursor(CursorWrapper):
         super().__init__(cursor, times.connection)
         self.times = times
 
-    def execute(self, sql: str, params: Any = None) -> Any:
+    def execute(self, sql: Any, params: Any = None) -> Any:
         with self._counted():
             return super().execute(sql, params)
 

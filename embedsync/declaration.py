@@ -1,6 +1,7 @@
 """From a declaration to a sidecar: the model beside the source that holds its vectors."""
 
 import copy
+import sys
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -238,6 +239,8 @@ class Embedding:
             "Meta": meta,
         }
         self.model = EmbeddingModelBase(name, (EmbeddingModel,), attrs)
+        # Where a class of its name would stand, so that it can be imported, and querysets pickled.
+        vars(sys.modules[source.__module__]).setdefault(name, self.model)
 
 
 def declared(model: type[models.Model]) -> dict[str, Embedding]:

@@ -133,7 +133,12 @@ class SimilarCompiler(SQLCompiler):
         chunk_size: int = GET_ITERATOR_CHUNK_SIZE,
     ) -> Any:
         query = self.query
-        if result_type != MULTI or query.high_mark is None or query.is_exact():
+        if (
+            result_type != MULTI
+            or query.high_mark is None
+            or query.explain_info is not None
+            or query.is_exact()
+        ):
             return super().execute_sql(result_type, chunked_fetch, chunk_size)
         wanted = query.high_mark - query.low_mark
         # A page, at most: nothing is lost by fetching it whole.

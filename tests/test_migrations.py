@@ -388,10 +388,9 @@ def test_a_model_that_goes(project):
 
     # As makemigrations writes it, it takes the sidecar's relation away first, which is a part of
     # its primary key: Django cannot make such a table again.
-    output = nothing.fail("migrate", "shop", "0001")
-    assert "RemoveField of MovieEmbedding.source out" in output
+    nothing.fail("migrate", "shop", "0001")
     assert project.triggers() == project.known() == project.tables() == []
-    # What the message advises.
+    # Edited as the message advises (see the next test).
     (project.migrations / "0002_delete.py").write_text(DELETION)
     project.migration("0002_remove").unlink()
     project.sql("UPDATE django_migrations SET name = '0002_delete' WHERE name ~ '0002'")
@@ -411,6 +410,16 @@ class Migration(migrations.Migration):
     dependencies = [("shop", "0001_initial")]
     operations = [migrations.DeleteModel("MovieEmbedding"), migrations.DeleteModel("Movie")]
 """
+
+
+@pytest.mark.xfail(strict=True, reason="a bare FieldDoesNotExist: capture.source_options")
+def test_backward_through_the_deletion_of_a_model_says_what_to_do(project):
+    declared, nothing = project.code(DECLARED.models), project.code("")
+    declared.upgrade()
+    nothing.upgrade()
+    output = nothing.fail("migrate", "shop", "0001")
+    assert "IrreversibleError" in output
+    assert "RemoveField of MovieEmbedding.source" in output
 
 
 def test_everything_goes(project):
@@ -564,6 +573,24 @@ class GoodPlay(Play):
         declared.run("migrate", "shop", "0001")
         assert project.triggers() == project.known() == []
         assert project.tables() == ["shop_film", "shop_play"]
+
+
+@pytest.mark.xfail(strict=True, reason="declaration.attach_all serves models of migrations, too")
+def test_a_declaration_in_a_mixin(project):
+    """A migration names the mixin as a base, so it has the declaration in its own state, too."""
+    mixin = """
+class Mixin:
+    embedding = Embedding("title")
+"""
+    code = project.code(mixin + movie().replace("(models.Model)", "(Mixin, models.Model)"))
+    code.upgrade()
+    insert(project, "Alien", "Brazil", "Casablanca")
+    assert_served(project, code, DECLARED)
+    code.run("migrate", "shop", "zero")
+    assert project.triggers() == project.known() == project.tables() == []
+    code.run("migrate")
+    insert(project, "Alien", "Brazil", "Casablanca")
+    assert_served(project, code, DECLARED)
 
 
 def index(project, name):
@@ -784,11 +811,10 @@ def test_writers_go_on_during_the_migration(project):
         declared.upgrade()
         declared.run("migrate", "shop", "0001")
         declared.run("migrate")
-        declared.drain()
     finally:
         stopping.set()
         for writer in writers:
             writer.join()
     assert problems == []
-    assert len(project.events(DECLARED.key)) > 0 or project.vectors(DECLARED.sidecar)
+    assert project.events(DECLARED.key)
     assert_served(project, declared, DECLARED)
