@@ -48,11 +48,11 @@ def rows(name: str, values: dict[str, Any]) -> list[str]:
     for figure in [key for key in values if f"{key}_min" in values]:
         mark = values.get(f"{figure}_mark", "").replace("<=", "≤").replace(">=", "≥")
         unit = values.get(f"{figure}_unit", "")
-        measured = f"{values[figure]:g} {unit}".strip()
+        measured = f"{values[figure]:.3g} {unit}".strip()
         if mark:
             measured += f", {values[f'{figure}_verdict']}"
         least, most = values[f"{figure}_min"], values[f"{figure}_max"]
-        spread = "" if least == most else f"{least:g} to {most:g}"
+        spread = "" if least == most else f"{least:.3g} to {most:.3g}"
         lines.append(f"| `{figure}` | {mark} | {measured} | {spread} | `bench/{name}.py` |")
     return lines
 

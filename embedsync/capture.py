@@ -7,10 +7,12 @@ tables, and what their cost is: docs/design.md.
 from typing import Any
 
 from django.apps import apps as django_apps
+from django.core.exceptions import FieldDoesNotExist
 from django.db import connections, models, router
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.ddl_references import Columns, Statement, Table
 from django.db.backends.utils import truncate_name
+from django.db.migrations.exceptions import IrreversibleError
 
 from embedsync.sql import statement
 
@@ -36,7 +38,16 @@ def function_sql(schema: str) -> str:
 
 def source_options(sidecar: Any) -> Any:
     """The ``_meta`` of a sidecar's source, as of the migration that the sidecar comes from."""
-    return sidecar._meta.get_field("source").remote_field.model._meta
+    try:
+        return sidecar._meta.get_field("source").remote_field.model._meta
+    except FieldDoesNotExist:
+        # makemigrations takes the relation away first where source and sidecar go together.
+        name = sidecar._meta.object_name
+        raise IrreversibleError(
+            f"This migration deleted {name} together with its source, and cannot make it again as"
+            f" it is written. Take RemoveField of {name}.source out of it and put DeleteModel of"
+            f" {name} before that of the source; then migrate again."
+        ) from None
 
 
 class SyncTrigger(models.BaseConstraint):

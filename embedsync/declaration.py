@@ -256,8 +256,9 @@ def declared(model: type[models.Model]) -> dict[str, Embedding]:
 
 def attach_all(sender: type[models.Model], **_: Any) -> None:
     """Make the sidecars of a model that has just been defined."""
-    # What stands on a proxy or a multi-table child is embedsync.E003.
-    if sender._meta.proxy or sender._meta.parents:
+    # What stands on a proxy or a multi-table child is embedsync.E003. A migration's model, which
+    # Django calls __fake__, has its sidecar in the migration.
+    if sender._meta.proxy or sender._meta.parents or sender.__module__ == "__fake__":
         return
     for name, embedding in declared(sender).items():
         own = copy.copy(embedding)  # an abstract base serves several children

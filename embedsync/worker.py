@@ -87,8 +87,9 @@ class Worker:
             try:
                 busy = self.round()
                 failures = 0
-            except (OperationalError, InterfaceError) as error:
+            except (DatabaseError, InterfaceError) as error:
                 failures += 1
+                self._housekeeping_at = 0.0  # which finds out whose fault it was
                 wait = jitter(min(2.0**failures, LONGEST_RECONNECT_SECONDS))
                 logger.warning("the database failed (again in %.1f s): %s", wait, error)
                 connections[self.using].close()
@@ -109,7 +110,9 @@ class Worker:
             try:
                 embedder = get_embedder(declaration_of(sidecar).embedder)
                 self._adopt(Service(sidecar, embedder))
-            except (ImproperlyConfigured, state.SupersededError) as error:
+            except OperationalError:
+                raise
+            except (ImproperlyConfigured, state.SupersededError, DatabaseError) as error:
                 self._give_up(key_of(sidecar), error)
 
     def round(self) -> bool:
@@ -183,6 +186,9 @@ class Worker:
         else:
             if done.lost:
                 logger.warning("lost the lease of %d rows of %s", done.lost, claim.key)
+                # Not to another worker, if a migration has just reset the sidecar's state.
+                self._release(claim, pks)
+                self._housekeeping_at = 0.0
             if left:
                 self._release(claim, left)
             self.progress(len(pks) - len(left))
@@ -247,7 +253,9 @@ class Worker:
                     adopted = state.is_adopted(cursor, key, service.fingerprint)
                 if not adopted:
                     self._adopt(service)
-            except state.SupersededError as error:
+            except OperationalError:
+                raise
+            except (state.SupersededError, DatabaseError) as error:
                 self._give_up(key, error)
         with worker_transaction(self.using) as cursor:
             state.heed_missed(cursor, list(self.services))

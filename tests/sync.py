@@ -32,7 +32,8 @@ def expected_vectors(sidecar):
 
 
 def stored_vectors(sidecar):
-    return dict(sidecar.objects.values_list("source_id", "vector"))
+    stored = sidecar.objects.values_list("source_id", "vector")
+    return {pk: as_halfvec(vector) for pk, vector in stored}
 
 
 def assert_in_step(*sidecars):
@@ -42,6 +43,7 @@ def assert_in_step(*sidecars):
         # Keys only: pytest would take minutes to explain how thousands of vectors differ.
         missing, extra = expected.keys() - stored.keys(), stored.keys() - expected.keys()
         wrong = [pk for pk in stored.keys() & expected.keys() if stored[pk] != expected[pk]]
-        assert (missing, extra, wrong) == (set(), set(), [])
+        faults = {"missing": missing, "extra": extra, "wrong": wrong}
+        assert not any(faults.values()), (sidecar, faults)
     assert list(Inbox.objects.all()) == []
     assert list(Ledger.objects.all()) == []

@@ -412,7 +412,6 @@ class Migration(migrations.Migration):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="a bare FieldDoesNotExist: capture.source_options")
 def test_backward_through_the_deletion_of_a_model_says_what_to_do(project):
     declared, nothing = project.code(DECLARED.models), project.code("")
     declared.upgrade()
@@ -575,7 +574,6 @@ class GoodPlay(Play):
         assert project.tables() == ["shop_film", "shop_play"]
 
 
-@pytest.mark.xfail(strict=True, reason="declaration.attach_all serves models of migrations, too")
 def test_a_declaration_in_a_mixin(project):
     """A migration names the mixin as a base, so it has the declaration in its own state, too."""
     mixin = """

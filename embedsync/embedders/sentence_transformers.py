@@ -1,5 +1,6 @@
 """Local models through the sentence-transformers library (``pip install embedsync[local]``)."""
 
+import hashlib
 import logging
 import threading
 import time
@@ -14,6 +15,22 @@ from django.core.exceptions import ImproperlyConfigured
 from embedsync.embedders.base import Embedder, MismatchError, Vectors
 
 logger = logging.getLogger("embedsync")
+
+END_BYTES = 1_000_000
+
+
+def digest_of(directory: Path) -> str:
+    """Changes with the files of a model, of which large ones are read at both ends only."""
+    content = hashlib.blake2b(digest_size=16)
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            size = path.stat().st_size
+            content.update(f"{path.relative_to(directory)} {size}".encode())
+            with path.open("rb") as file:
+                content.update(file.read(END_BYTES))
+                file.seek(max(size - END_BYTES, 0))
+                content.update(file.read(END_BYTES))
+    return content.hexdigest()
 
 
 @contextmanager
@@ -62,10 +79,11 @@ class SentenceTransformerEmbedder(Embedder):
         self.options = options
         self._loading = threading.Lock()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        # Of a directory only the name: the same model lies elsewhere on another machine.
-        name = Path(self.model).name if Path(self.model).is_dir() else self.model
+        directory = Path(self.model)
+        # A directory lies elsewhere on another machine: what counts is what is in it.
+        name = digest_of(directory) if directory.is_dir() else self.model
         return (
             f"sentence-transformers:{name}:{self.dimensions}"
             f":{self.document_prompt!r}:{self.normalize}"

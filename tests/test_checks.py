@@ -1,0 +1,305 @@
+"""System checks: what is wrong is named, with its cure, before anything is written."""
+
+import datetime
+import types
+
+import pytest
+from django.core import checks
+from django.core.management import call_command
+from django.db import connection, models
+from django.db.models import F, Q, Value
+from django.db.models.functions import Now
+from django.test.utils import isolate_apps
+from django.utils import timezone
+
+from embedsync import checks as ours
+from embedsync.models import EmbeddedModel, Embedding, EmbeddingModel, EmbeddingSource
+
+CURED = {"embedder": "hashing"}
+
+
+def found(*sidecars):
+    """The ids of what the checks find in these sidecars."""
+    messages = []
+    for sidecar in sidecars:
+        for check in (
+            ours.wrong_source,
+            ours.wrong_text,
+            ours.wrong_embedder,
+            ours.wrong_condition,
+            ours.wrong_database,
+        ):
+            messages += check(sidecar)
+    assert all(message.hint for message in messages)
+    return [message.id for message in messages]
+
+
+def declare(*fields, **options):
+    """The sidecar of a model with such a declaration."""
+
+    class Author(models.Model):
+        name = models.TextField()
+
+        class Meta:
+            app_label = "library"
+
+    class Story(EmbeddedModel):
+        title = models.TextField()
+        author = models.ForeignKey(Author, models.CASCADE)
+        shown_at = models.DateTimeField(null=True)
+
+        embedding = Embedding(*fields, **{**CURED, **options})
+
+        class Meta:
+            app_label = "library"
+
+    return Story.embedding.model
+
+
+@isolate_apps("tests.library")
+@pytest.mark.parametrize(
+    ("fields", "options", "ids"),
+    [
+        (("title",), {}, []),
+        (("title",), {"template": "{title}!", "condition": Q(title="x") | ~Q(author=3)}, []),
+        (("title", "author"), {"template": "{title} {{ {author}"}, []),
+        ((), {}, ["embedsync.E001"]),
+        (("titel",), {}, ["embedsync.E001"]),
+        (("author__name",), {}, ["embedsync.E001"]),
+        (("title",), {"embedder": "unknown"}, ["embedsync.E002"]),
+        (("title",), {"template": "{title} {year}"}, ["embedsync.E007"]),
+        (("title",), {"template": "{title"}, ["embedsync.E007"]),
+        (("title",), {"template": "{title.upper}"}, ["embedsync.E007"]),
+        (("title",), {"template": "{title:>10}"}, ["embedsync.E007"]),
+        (("title",), {"template": "{0}"}, ["embedsync.E007"]),
+        (("title",), {"condition": Q(nothing=1)}, ["embedsync.E001"]),
+        (("title",), {"condition": Q(author__name="x")}, ["embedsync.E010"]),
+        (("title",), {"condition": Q(title=F("author__name"))}, ["embedsync.E010"]),
+        (("title",), {"condition": Q(shown_at__lte=Now())}, ["embedsync.W012"]),
+        (("title",), {"condition": Q(shown_at__lte=timezone.now())}, ["embedsync.E011"]),
+        (("title",), {"condition": Q(shown_at__lte=Value(timezone.now()))}, ["embedsync.E011"]),
+        (("title",), {"condition": Q(shown_at__lte=datetime.datetime(2020, 1, 1))}, []),
+    ],
+)
+def test_declarations(fields, options, ids):
+    assert found(declare(*fields, **options)) == ids
+
+
+@isolate_apps("tests.library")
+def test_hints_name_the_columns():
+    [message] = ours.wrong_text(declare("titel"))
+    assert "no column of library.Story" in message.msg
+    assert "id, title, author, shown_at" in message.hint
+
+
+@isolate_apps("tests.library")
+def test_hints_name_the_embedders():
+    [message] = ours.wrong_embedder(declare("title", embedder="unknown"))
+    assert "'unknown' (there: 'default', 'hashing', 'scripted')" in message.msg
+
+
+@isolate_apps("tests.library")
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"BACKEND": "no.such.Class", "DIMENSIONS": 3},
+        {"BACKEND": "tests.embedders.NoSuchClass", "DIMENSIONS": 3},
+        {"BACKEND": "django.db.models.Model", "DIMENSIONS": 3},
+        {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder"},
+        {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": "3"},
+        {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": 0},
+        {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": 4001},
+    ],
+)
+def test_embedders(settings, entry):
+    settings.EMBEDSYNC_EMBEDDERS = {"default": entry}
+    assert found(declare("title", embedder="default")) == ["embedsync.E002"]
+
+
+@isolate_apps("tests.library")
+def test_proxies_and_multi_table_children(monkeypatch):
+    class Parent(models.Model):
+        title = models.TextField()
+
+        class Meta:
+            app_label = "library"
+
+    class Proxy(Parent):
+        embedding = Embedding("title", **CURED)
+
+        class Meta:
+            app_label = "library"
+            proxy = True
+
+    class Child(Parent):
+        embedding = Embedding("title", **CURED)
+
+        class Meta:
+            app_label = "library"
+
+    class ChildEmbedding(EmbeddingModel):
+        source = EmbeddingSource(Child, "title", **CURED)
+
+        class Meta:
+            app_label = "library"
+
+    monkeypatch.setattr(ours.apps, "get_models", lambda: [Parent, Proxy, Child])
+    messages = list(ours.misplaced())
+    assert [message.id for message in messages] == ["embedsync.E003"] * 2
+    assert "Parent" in messages[0].hint
+    assert found(ChildEmbedding) == ["embedsync.E003"]
+
+
+@isolate_apps("tests.library")
+def test_children_of_a_source_have_no_sidecar_of_their_own():
+    class Parent(EmbeddedModel):
+        title = models.TextField()
+        embedding = Embedding("title", **CURED)
+
+        class Meta:
+            app_label = "library"
+
+    class Child(Parent):
+        class Meta:
+            app_label = "library"
+
+    assert Child.embedding is Parent.embedding
+
+
+@isolate_apps("tests.library")
+def test_composite_keys():
+    class Pair(models.Model):
+        pk = models.CompositePrimaryKey("left", "right")
+        left = models.IntegerField()
+        right = models.IntegerField()
+        title = models.TextField()
+        embedding = Embedding("title", **CURED)
+
+        class Meta:
+            app_label = "library"
+
+    assert found(Pair.embedding.model) == ["embedsync.E004"]
+
+
+@isolate_apps("tests.library")
+def test_a_sidecar_without_a_source(monkeypatch):
+    class Lost(EmbeddingModel):
+        class Meta:
+            app_label = "library"
+
+    monkeypatch.setattr(ours, "sidecars", lambda: [Lost])
+    assert [message.id for message in ours.check_declarations()] == ["embedsync.E008"]
+
+
+@isolate_apps("tests.library")
+def test_databases(settings, monkeypatch):
+    sidecar = declare("title")
+
+    class Apart:
+        def db_for_write(self, model, **hints):
+            return "default" if issubclass(model, EmbeddingModel) else "elsewhere"
+
+    settings.DATABASE_ROUTERS = [Apart()]
+    assert found(sidecar) == ["embedsync.E005"]
+    settings.DATABASE_ROUTERS = []
+    sqlite = types.SimpleNamespace(vendor="sqlite", display_name="SQLite")
+    monkeypatch.setattr(ours, "connections", {"default": sqlite})
+    [message] = ours.wrong_database(sidecar)
+    assert message.id == "embedsync.E006"
+    assert "SQLite" in message.msg
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("EMBEDSYNC_BATCH_SIZE", 0),
+        ("EMBEDSYNC_BATCH_SIZE", 2.5),
+        ("EMBEDSYNC_BATCH_SIZE", "500"),
+        ("EMBEDSYNC_LEASE", -1),
+        ("EMBEDSYNC_POLL_INTERVAL", None),
+        ("EMBEDSYNC_MAX_ATTEMPTS", True),
+        ("EMBEDSYNC_EF_SEARCH", 1001),
+    ],
+)
+def test_settings(settings, name, value):
+    assert list(ours.wrong_knobs()) == []
+    setattr(settings, name, value)
+    [message] = ours.wrong_knobs()
+    assert (message.id, name in message.msg) == ("embedsync.E009", True)
+
+
+def test_the_project_is_clean():
+    assert [m for m in checks.run_checks() if m.id.startswith("embedsync")] == []
+
+
+@pytest.mark.django_db
+class TestDatabase:
+    def messages(self):
+        return [m.id for m in ours.check_databases(databases=["default"])]
+
+    def test_all_is_well(self):
+        assert self.messages() == []
+        assert ours.check_databases() == []
+        call_command("check", databases=["default"])
+
+    def test_a_table_without_a_key(self):
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE library_book DROP CONSTRAINT library_book_pkey CASCADE")
+        [message] = ours.check_databases(databases=["default"])
+        assert message.id == "embedsync.E015"
+        assert "ADD PRIMARY KEY (id)" in message.hint
+
+    def test_a_view(self):
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE library_memo RENAME TO memos")
+            cursor.execute("CREATE VIEW library_memo AS SELECT * FROM memos")
+        [message] = ours.check_databases(databases=["default"])
+        assert "is no table" in message.msg
+
+    def test_a_table_that_is_not_there_yet(self):
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE library_memo CASCADE")
+        assert self.messages() == []
+
+    @pytest.mark.parametrize(
+        ("row", "installed", "ids"),
+        [
+            ((150003, "0.8.5"), (0, 8, 5), ["embedsync.E013"]),
+            ((160003, None), None, ["embedsync.E014"]),
+            ((160003, "0.8.0"), None, []),
+            ((180000, "0.8.5"), (0, 7, 4), ["embedsync.E014"]),
+        ],
+    )
+    def test_servers_that_are_too_old(self, monkeypatch, row, installed, ids):
+        """No such server can be had here: its answers are made up."""
+
+        class Cursor:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                pass
+
+            def execute(self, sql):
+                pass
+
+            def fetchone(self):
+                return row
+
+        server = types.SimpleNamespace(alias="default", cursor=Cursor)
+        monkeypatch.setattr(ours.RequireVector, "version", staticmethod(lambda _: installed))
+        messages = list(ours.wrong_server(server))
+        assert [message.id for message in messages] == ids
+        assert all(message.hint for message in messages)
+
+
+def test_a_database_that_does_not_answer(monkeypatch):
+    from django.db import OperationalError
+
+    def fail(connection):
+        raise OperationalError("no route")
+
+    monkeypatch.setattr(ours, "wrong_server", fail)
+    [message] = ours.check_databases(databases=["default"])
+    assert message.id == "embedsync.W016"
