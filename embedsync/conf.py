@@ -85,7 +85,7 @@ class Settings:
     @property
     def ef_search(self) -> int:
         """``hnsw.ef_search`` of a search: more finds more and takes longer (1 to 1000)."""
-        return getattr(django_settings, "EMBEDSYNC_EF_SEARCH", 120)
+        return getattr(django_settings, "EMBEDSYNC_EF_SEARCH", 200)
 
 
 settings = Settings()

@@ -151,7 +151,7 @@ class EmbeddingModelBase(ModelBase):
             fields=["vector"],
             opclasses=["halfvec_cosine_ops"],
             m=16,
-            ef_construction=64,
+            ef_construction=128,  # 64 finds less on real search texts (docs/benchmarks.md)
         )
         try:
             dimensions = settings.embedder(source.declaration.embedder).dimensions

@@ -7,6 +7,7 @@ lose the index (docs/design.md).
 import copy
 import math
 from collections.abc import Sequence
+from functools import cache, cached_property
 from typing import Any, Self, TypeVar
 
 from django.apps import apps
@@ -47,9 +48,15 @@ class QueryVector(models.Expression):
         self.query = query
         self.label = sidecar._meta.label  # not the class: a queryset can be pickled
         self.exact = exact
-        # Shared by all copies of this expression, so that a count and a page embed once.
-        self.memo: list[list[float]] = []
+        # Shared by all copies of this expression, so that a count and a page embed once: the
+        # vector, then its literal.
+        self.memo: list[Any] = []
         super().__init__(output_field=vector_field(sidecar))
+
+    @cached_property
+    def identity(self) -> tuple[Any, ...]:
+        """What Django compares and hashes; its own walk over a vector's numbers costs half a ms."""
+        return type(self), self.label, self.exact, self.query
 
     @property
     def sidecar(self) -> Any:
@@ -59,7 +66,14 @@ class QueryVector(models.Expression):
         """The vector, ``(dimensions,)``. Raises ``ValueError`` where an instance has none yet."""
         if not self.memo:
             self.memo.append(self._vector(using))
-        return self.memo[0]
+        vector: list[float] = self.memo[0]
+        return vector
+
+    def literal(self, using: str) -> str:
+        """The vector as SQL has it; made once, because hundreds of numbers take their time."""
+        if len(self.memo) < 2:
+            self.memo[:] = [self.vector(using), HalfVectorField().get_prep_value(self.memo[0])]
+        return str(self.memo[1])
 
     def _vector(self, using: str) -> list[float]:
         if isinstance(self.query, str):
@@ -78,7 +92,7 @@ class QueryVector(models.Expression):
         return list(stored)
 
     def as_sql(self, compiler: SQLCompiler, connection: Any) -> tuple[str, tuple[Any, ...]]:
-        literal = HalfVectorField().get_prep_value(self.vector(connection.alias))
+        literal = self.literal(connection.alias)
         vector_sql = f"%s::{self.output_field.db_type(connection)}"
         if self.exact:
             return vector_sql, (literal,)
@@ -226,10 +240,7 @@ def chosen_sidecar(model: type[models.Model], embedding: str | None) -> type[Emb
 
     Raises ``ValueError`` with the names to choose from.
     """
-    candidates: dict[str, type[EmbeddingModel]] = {}
-    for sidecar in sidecars_of(model):
-        names = [name for name in dir(model) if is_declared_as(model, name, sidecar)]
-        candidates[names[0] if names else sidecar.__name__] = sidecar
+    candidates = sidecars_by_name(model)
     if not candidates:
         raise ValueError(
             f"{model._meta.label} has no embedding: declare one in its body, or a sidecar with an"
@@ -244,12 +255,16 @@ def chosen_sidecar(model: type[models.Model], embedding: str | None) -> type[Emb
     raise ValueError(f"{model._meta.label} {wrong}: choose one with embedding=, of {known}.")
 
 
-def is_declared_as(
-    model: type[models.Model], attribute: str, sidecar: type[EmbeddingModel]
-) -> bool:
-    """Whether a model's attribute is the declaration of this sidecar."""
-    embedding = next((vars(c)[attribute] for c in model.__mro__ if attribute in vars(c)), None)
-    return isinstance(embedding, Embedding) and getattr(embedding, "model", None) is sidecar
+@cache
+def sidecars_by_name(model: type[models.Model]) -> dict[str, type[EmbeddingModel]]:
+    """The sidecars of a model by the attribute that declares them, or by their own name."""
+    attributes = {
+        value.model: name
+        for base in model.__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, Embedding) and hasattr(value, "model")
+    }
+    return {attributes.get(sidecar, sidecar.__name__): sidecar for sidecar in sidecars_of(model)}
 
 
 def checked(query: Any, sidecar: type[EmbeddingModel]) -> Any:

@@ -10,6 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.utils import timezone
 
+from embedsync import index
 from embedsync.database import worker_transaction
 from embedsync.declaration import sidecars
 from embedsync.models import Inbox, Ledger, SidecarState
@@ -451,3 +452,104 @@ def test_the_index_is_built_when_the_first_fill_has_ended(drain):
     drain()
     assert "WHERE" not in definition()
     assert "hnsw" in definition()
+
+
+def test_an_index_that_cannot_be_built_stops_nothing(drain, caplog):
+    execute('DROP INDEX "library_bookembedding_hnsw"')
+    with connection.schema_editor() as editor:
+        editor.add_index(BookEmbedding, BookEmbedding._meta.indexes[0])
+    execute("CREATE TABLE library_bookembedding_hnsw_full ()")
+    Book.objects.create(title="A")
+    drain()
+    assert "the index of library.BookEmbedding was not built" in caplog.text
+    assert_in_step(BookEmbedding)
+    execute("DROP TABLE library_bookembedding_hnsw_full")
+    SidecarState.objects.update(index_until=None)
+    drain()
+    assert index.is_built(BookEmbedding, "default")
+
+
+def test_a_half_built_index_is_built_anew_and_a_whole_one_used(drain):
+    Book.objects.create(title="A")
+    drain()
+    name = '"library_bookembedding_hnsw"'
+    for whole in (True, False):
+        execute(f"DROP INDEX {name}")
+        with connection.schema_editor() as editor:
+            editor.add_index(BookEmbedding, BookEmbedding._meta.indexes[0])
+        full = BookEmbedding._meta.indexes[0].clone()
+        full.name = "library_bookembedding_hnsw_full"
+        with connection.schema_editor(atomic=False) as editor:
+            editor.add_index(BookEmbedding, full, concurrently=True)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 'library_bookembedding_hnsw_full'::regclass::oid")
+            before = cursor.fetchone()
+            if not whole:
+                cursor.execute(
+                    "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s", before
+                )
+            index.build(BookEmbedding, "default")
+            cursor.execute("SELECT %s::regclass::oid", [name])
+            assert (cursor.fetchone() == before) is whole
+        assert index.is_built(BookEmbedding, "default")
+
+
+def test_a_sidecar_without_an_index_is_left_so(drain):
+    execute('DROP INDEX "library_bookembedding_hnsw"')
+    Book.objects.create(title="A")
+    drain()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('library_bookembedding_hnsw')")
+        assert cursor.fetchone() == (None,)
+    with connection.schema_editor() as editor:
+        editor.add_index(BookEmbedding, BookEmbedding._meta.indexes[0])
+
+
+def test_a_schema_change_under_a_worker_blames_no_row(drain, caplog):
+    Book.objects.create(title="A")
+    execute("ALTER TABLE library_book RENAME COLUMN body TO text")
+    drain()
+    owed = Ledger.objects.get()
+    assert (owed.attempts, owed.token) == (0, None)
+    assert owed.run_at is not None
+    assert "body does not exist" in owed.last_error
+    execute("ALTER TABLE library_book RENAME COLUMN text TO body")
+    make_due()
+    drain()
+    assert_in_step(BookEmbedding)
+
+
+def test_a_sidecar_whose_table_is_gone_stops_no_other(drain):
+    execute("ALTER TABLE library_memoembedding RENAME TO elsewhere")
+    SidecarState.objects.all().delete()
+    Book.objects.create(title="A")
+    worker = drain()
+    assert "does not exist" in worker.errors["library.memoembedding"]
+    assert BookEmbedding.objects.count() == 1
+    execute("ALTER TABLE elsewhere RENAME TO library_memoembedding")
+
+
+def test_a_worker_whose_connections_are_cut_goes_on(drain, worker_process):
+    drain()
+    worker = worker_process()
+    for n in range(5):
+        Book.objects.create(title=f"Book {n}")
+        until(lambda: not Inbox.objects.exists() and not Ledger.objects.exists())
+        execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    Book.objects.create(title="last")
+    until(lambda: BookEmbedding.objects.count() == 6)
+    assert worker.process.poll() is None
+    worker.send(signal.SIGTERM)
+    status, output = worker.wait()
+    assert status == 0, output
+    assert "the database failed" in output
+    assert_in_step(BookEmbedding)
+
+
+def test_the_command_reports_how_far_it_is(drain, capsys):
+    Book.objects.bulk_create([Book(title="good"), Book(title="FAIL")])
+    call_command("embed_worker", "--drain", verbosity=0)
+    assert Ledger.objects.count() == 2  # tried together the first time

@@ -120,7 +120,7 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="movieembedding",
             index=embedsync.index.DeferredHnswIndex(
-                ef_construction=64,
+                ef_construction=128,
                 fields=["vector"],
                 m=16,
                 name="films_movieembedding_hnsw",

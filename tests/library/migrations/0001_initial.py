@@ -143,7 +143,7 @@ class Migration(migrations.Migration):
             options={
                 "indexes": [
                     embedsync.index.DeferredHnswIndex(
-                        ef_construction=64,
+                        ef_construction=128,
                         fields=["vector"],
                         m=16,
                         name="library_bookembedding_hnsw",
@@ -196,7 +196,7 @@ class Migration(migrations.Migration):
             options={
                 "indexes": [
                     embedsync.index.DeferredHnswIndex(
-                        ef_construction=64,
+                        ef_construction=128,
                         fields=["vector"],
                         m=16,
                         name="library_flatpageembedding_hnsw",
@@ -249,7 +249,7 @@ class Migration(migrations.Migration):
             options={
                 "indexes": [
                     embedsync.index.DeferredHnswIndex(
-                        ef_construction=64,
+                        ef_construction=128,
                         fields=["vector"],
                         m=16,
                         name="library_letterembedding_hnsw",
@@ -302,7 +302,7 @@ class Migration(migrations.Migration):
             options={
                 "indexes": [
                     embedsync.index.DeferredHnswIndex(
-                        ef_construction=64,
+                        ef_construction=128,
                         fields=["vector"],
                         m=16,
                         name="library_memoembedding_hnsw",
@@ -355,7 +355,7 @@ class Migration(migrations.Migration):
             options={
                 "indexes": [
                     embedsync.index.DeferredHnswIndex(
-                        ef_construction=64,
+                        ef_construction=128,
                         fields=["vector"],
                         m=16,
                         name="library_parcelembedding_hnsw",
@@ -408,7 +408,7 @@ class Migration(migrations.Migration):
             options={
                 "indexes": [
                     embedsync.index.DeferredHnswIndex(
-                        ef_construction=64,
+                        ef_construction=128,
                         fields=["vector"],
                         m=16,
                         name="library_ticketembedding_hnsw",
