@@ -1,11 +1,15 @@
 """How a drain shows how far it is."""
 
 import logging
+import os
+import pty
+import subprocess
 import sys
 
 import pytest
 
 from embedsync import progress
+from example_project.postgres import PROJECT
 
 
 @pytest.fixture
@@ -31,20 +35,23 @@ def test_nothing_to_do(lines):
     assert lines() == ["0 of 0 rows, 0.0 rows/s, 0 s left"]
 
 
-@pytest.fixture
-def terminal(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-
-
-def test_a_bar_on_a_terminal(terminal, capsys):
-    bar = progress.drain_progress(10)
-    bar.update(10)
-    bar.close()
-    output = capsys.readouterr().err
+def test_a_bar_on_a_terminal():
+    """A real terminal, because tqdm asks it for its width."""
+    leader, follower = pty.openpty()
+    code = (
+        "from embedsync.progress import drain_progress\n"
+        "bar = drain_progress(10)\nbar.update(10)\nbar.close()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], stderr=follower, cwd=PROJECT, check=True)
+    os.close(follower)
+    output = os.read(leader, 10_000).decode()
+    os.close(leader)
+    assert run.returncode == 0
     assert "10/10" in output
     assert "rows/s" in output
 
 
-def test_lines_on_a_terminal_without_tqdm(terminal, monkeypatch):
+def test_lines_on_a_terminal_without_tqdm(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert isinstance(progress.drain_progress(10), progress.LineProgress)
