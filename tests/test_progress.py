@@ -1,10 +1,13 @@
 """How a drain shows how far it is."""
 
+import fcntl
 import logging
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -38,6 +41,7 @@ def test_nothing_to_do(lines):
 def test_a_bar_on_a_terminal():
     """A real terminal, because tqdm asks it for its width."""
     leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     code = (
         "from embedsync.progress import drain_progress\n"
         "bar = drain_progress(10)\nbar.update(10)\nbar.close()"
