@@ -22,7 +22,7 @@ from films import VectorCache, films, plots, queries, repeated, texts
 from pgvector import HalfVector
 from timing import TimedCursors, copy_of_connection
 
-from embedsync import index
+from embedsync import indexing
 from embedsync.conf import settings as knobs
 from embedsync.database import binary_cursor
 from embedsync.embedders import embed_query
@@ -100,7 +100,7 @@ def load(rows: list[Movie], stored: np.ndarray) -> float:
         for row, vector in zip(rows, stored, strict=True):
             copy.write_row((row.pk, 0, b"\0" * 16, HalfVector(vector)))
     started = time.perf_counter()
-    index.build(SIDECAR, "default")
+    indexing.build(SIDECAR, "default")
     taken = time.perf_counter() - started
     run_sql("VACUUM ANALYZE", "CHECKPOINT")
     return taken

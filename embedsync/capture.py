@@ -4,6 +4,7 @@ Idea of the triggers: the PgVectorizer article. Why they are statement triggers 
 tables, and what their cost is: docs/design.md.
 """
 
+import logging
 from typing import Any
 
 from django.apps import apps as django_apps
@@ -16,6 +17,8 @@ from django.db.migrations.exceptions import IrreversibleError
 
 from embedsync.sql import statement
 
+logger = logging.getLogger("embedsync")
+
 OLD = "OLD TABLE AS old_rows"
 NEW = "NEW TABLE AS new_rows"
 EVENTS = {"INSERT": [NEW], "UPDATE": [OLD, NEW], "DELETE": [OLD], "TRUNCATE": []}
@@ -24,9 +27,13 @@ NAME_LENGTH = 54
 
 
 def quoted_schema(schema_editor: BaseDatabaseSchemaEditor) -> str:
-    """The schema into which the migration in hand creates its tables, quoted."""
+    """The schema of embedsync's tables, quoted; until they are made, the one they will be in."""
     with schema_editor.connection.cursor() as cursor:
-        cursor.execute("SELECT quote_ident(current_schema())")
+        cursor.execute(
+            "SELECT quote_ident(coalesce((SELECT nspname FROM pg_class c"
+            " JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE c.oid = to_regclass('embedsync_inbox')), current_schema()))"
+        )
         schema: str = cursor.fetchone()[0]
     return schema
 
@@ -99,11 +106,14 @@ class SyncTrigger(models.BaseConstraint):
             f" ON {quote_name(source.db_table)};"
             for event in EVENTS
         ]
-        forget = statement("forget").format(
-            schema=quoted_schema(schema_editor), key=schema_editor.quote_value(self.key)
+        # First what a worker's fill locks first: DROP TRIGGER shuts everybody out of the source.
+        # The sidecar is forgotten after the migration, if no other trigger has come to serve it.
+        state = (
+            f"SELECT FROM {quoted_schema(schema_editor)}.embedsync_sidecar"
+            f" WHERE key = {schema_editor.quote_value(self.key)} FOR UPDATE;"
         )
         # Django's remove_constraint() reads % as the start of a parameter.
-        return "\n".join([*drops, forget]).replace("%", "%%")
+        return "\n".join([state, *drops]).replace("%", "%%")
 
     def columns(self, model: Any) -> list[str]:
         """The columns of the source that the triggers name: the primary key's, then the watched."""
@@ -151,9 +161,12 @@ class TriggerStatement(Statement):
             )
             for event, tables in EVENTS.items()
         ]
-        added = statement("trigger_added").format(key=key, sidecar=self.parts["sidecar"], **names)
+        before, after = (
+            statement(name).format(key=key, sidecar=self.parts["sidecar"], **names)
+            for name in ("trigger_added", "nothing_to_fill")
+        )
         # The function too, because tests that run without migrations have nothing else to make it.
-        return "\n".join([function_sql(self.schema), *triggers, added])
+        return "\n".join([function_sql(self.schema), before, *triggers, after])
 
 
 def renew_triggers(*, using: str, apps: Any = django_apps, **_: Any) -> None:
@@ -172,7 +185,11 @@ def renew_triggers(*, using: str, apps: Any = django_apps, **_: Any) -> None:
                 continue
             if not router.allow_migrate_model(using, model):
                 continue
-            wanted = [trigger.key, *trigger.columns(model)]
+            try:
+                wanted = [trigger.key, *trigger.columns(model)]
+            except FieldDoesNotExist as error:
+                logger.warning("the triggers of %s wait for its migration: %s", trigger.key, error)
+                continue
             if is_outdated(connection, trigger, source_options(model).db_table, wanted):
                 with connection.schema_editor() as editor:
                     editor.execute(trigger.create_sql(model, editor), params=None)

@@ -343,7 +343,7 @@ def wrong_tables(connection: Any, here: list[type[EmbeddingModel]]) -> Iterator[
                 "SELECT c.relkind, EXISTS (SELECT FROM pg_index i JOIN pg_attribute a"
                 " ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]"
                 " WHERE i.indrelid = c.oid AND i.indisunique AND i.indnkeyatts = 1"
-                " AND i.indpred IS NULL AND a.attname = %s)"
+                " AND i.indpred IS NULL AND a.attname = %s AND a.attnotnull)"
                 " FROM pg_class c JOIN pg_attribute k ON k.attrelid = c.oid AND k.attname = %s"
                 " WHERE c.oid = to_regclass(%s)",
                 [

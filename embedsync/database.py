@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from django.db import connections, models, transaction
+from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.db import ProgrammingError, connections, models, transaction
 from pgvector.psycopg.halfvec import register_halfvec_info
 from psycopg.types import TypeInfo
 
@@ -35,17 +36,20 @@ def worker_transaction(using: str) -> Iterator[Any]:
         yield cursor
 
 
-def binary_cursor(using: str) -> Any:
+@contextmanager
+def binary_cursor(using: str) -> Iterator[Any]:
     """A cursor whose parameters go to the server in binary: a vector as text costs ten times."""
     raw: Any = connections[using].connection
     if raw.adapters.types.get("halfvec") is None:
-        info = TypeInfo.fetch(raw, "halfvec")
+        with connections[using].wrap_database_errors:
+            info = TypeInfo.fetch(raw, "halfvec")
         if info is None:
-            raise psycopg.ProgrammingError(
+            raise ProgrammingError(
                 "The type halfvec is not on the search_path: is pgvector 0.8 installed there?"
             )
         register_halfvec_info(raw, info)
-    return psycopg.Cursor(raw)
+    with connections[using].wrap_database_errors, psycopg.Cursor(raw) as cursor:
+        yield cursor
 
 
 class Names:
@@ -80,7 +84,12 @@ def eligible_sql(sidecar: type[EmbeddingModel], using: str) -> str:
         return "TRUE"
     compiler = query.get_compiler(using)
     compiler.pre_sql_setup()
-    sql, params = compiler.compile(query.where)
+    try:
+        sql, params = compiler.compile(query.where)
+    except EmptyResultSet:
+        return "FALSE"
+    except FullResultSet:
+        return "TRUE"
     return literal_sql(using, sql, params).replace("%", "%%")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
+from django.db.migrations.writer import MigrationWriter
 from django.db.models.base import ModelBase
 from django.db.models.functions import Now
 from django.db.models.signals import class_prepared
@@ -51,7 +52,9 @@ class Declaration:
     @property
     def fingerprint(self) -> str:
         """Changes with anything that decides which rows are embedded and what their text is."""
-        parts = (self.fields, self.template, self.condition and self.condition.deconstruct())
+        # As a migration would have it: sets sorted, and no object's address in it.
+        condition = self.condition and MigrationWriter.serialize(self.condition)[0]
+        parts = (self.fields, self.template, condition)
         return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 

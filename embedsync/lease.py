@@ -5,7 +5,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, InterfaceError, connections
 
 from embedsync.conf import settings
 from embedsync.queue import Claim, Queue
@@ -44,6 +44,6 @@ class LeaseKeeper:
             for claim in self._claims:
                 try:
                     self._queue.extend(claim)
-                except DatabaseError as error:
+                except (DatabaseError, InterfaceError) as error:
                     logger.warning("a lease could not be extended: %s", error)
         connections[self._queue.using].close()

@@ -85,8 +85,10 @@ class SidecarState(models.Model):
     """How far one sidecar is: what filled it, and how far its fill has come.
 
     ``fingerprint`` is the declaration that workers serve, ``embedder`` what made the vectors.
-    ``backfill_after`` is the last key of the fill in hand. ``missed`` is the last value seen of the
-    sequence that counts failures of the triggers.
+    ``backfill_after`` is the last key of the fill in hand. ``missed`` is the value of the sequence
+    that counts failures of the triggers, as of the last fill; ``missed_seen`` the one that the next
+    fill is for, which waits until the transactions before ``missed_until`` have ended.
+    ``index_until`` is how long one worker is left alone to begin building the index.
     """
 
     key = models.TextField(primary_key=True)
@@ -95,6 +97,8 @@ class SidecarState(models.Model):
     backfill_after = models.TextField(null=True)  # noqa: DJ001  (NULL: from the start)
     backfilled_at = models.DateTimeField(null=True)
     missed = models.BigIntegerField(db_default=0)
+    missed_seen = models.BigIntegerField(db_default=0)
+    missed_until = models.BigIntegerField(db_default=0)
     index_until = models.DateTimeField(null=True)
 
     class Meta:

@@ -1,4 +1,4 @@
-"""The queue: inbox, ledger and the moves of a worker. Nothing else touches these tables.
+"""The queue: inbox, ledger and the moves of a worker. Nothing else writes to these tables.
 
 Why it is right: an event is in the inbox, or is a ledger row, or marks one dirty, until a write
 that began after it was read. The token is checked under the row's lock, so a late worker cannot
@@ -42,10 +42,9 @@ class Claim:
 
 @dataclass
 class Written:
-    """What one COMPLETE did: rows written, rows removed, rows no longer leased to this worker."""
+    """What one COMPLETE did: vectors written, and rows no longer leased to this worker."""
 
     written: int = 0
-    removed: int = 0
     lost: int = 0
 
 
@@ -132,8 +131,8 @@ class Queue:
             state.fill_reached(cursor, key, last, ended=picked < limit)
         return picked, claims(((k, pk, n) for *_, k, pk, n in rows if k is not None), token)
 
-    def truncated(self, served: dict[str, type[EmbeddingModel]]) -> int:
-        """Remove the vectors of truncated sources. Returns the number of events handled."""
+    def truncated(self, served: Sequence[str]) -> list[str]:
+        """Compare truncated sources with their sidecars from the start; returns whose they are."""
         with self.transaction() as cursor:
             cursor.execute(
                 "DELETE FROM embedsync_inbox WHERE seq IN (SELECT seq FROM embedsync_inbox"
@@ -141,10 +140,10 @@ class Queue:
                 " RETURNING sidecar",
                 [list(served)],
             )
-            rows = cursor.fetchall()
-            for key in sorted({key for (key,) in rows}):
-                cursor.execute(self.names(served[key]).fill("truncate"))
-        return len(rows)
+            keys = sorted({key for (key,) in cursor.fetchall()})
+            for key in keys:
+                state.refill(cursor, key)
+        return keys
 
     def complete(
         self,
@@ -160,15 +159,13 @@ class Queue:
         Only what is still leased to this worker. Raises ``SupersededError`` where the sidecar now
         belongs to workers with another ``fingerprint``; then nothing is written.
         """
-        names, key = self.names(sidecar), claim.key
+        names = self.names(sidecar)
         pks = sorted([*vectors, *blank, *unchanged])
-        whose = {"key": key, "token": claim.token}
         done = Written()
         with self.transaction() as cursor:
-            cursor.execute(statement("mine"), {"pks": pks, "fingerprint": fingerprint, **whose})
-            mine = {pk for pk, _ in cursor.fetchall()}
-            if not mine:
-                state.is_adopted(cursor, key, fingerprint)
+            mine = self._lock(cursor, claim, pks)
+            if not state.is_adopted(cursor, claim.key, fingerprint):
+                mine = set()  # a migration has just reset it: whoever adopts it begins anew
             done.lost = len(pks) - len(mine)
             write = [pk for pk in sorted(vectors) if pk in mine]
             remove = [pk for pk in blank if pk in mine]
@@ -185,9 +182,8 @@ class Queue:
                     done.written = binary.rowcount
             if remove:
                 cursor.execute(names.fill("remove"), {"pks": remove})
-                done.removed = cursor.rowcount
             if mine:
-                cursor.execute(statement("done"), {"pks": sorted(mine), **whose})
+                cursor.execute(statement("done"), {"pks": sorted(mine), **whose(claim)})
         return done
 
     def hand_back(
@@ -195,31 +191,22 @@ class Queue:
     ) -> None:
         """Return rows, due after ``delays`` seconds by key, or parked (None)."""
         pks = sorted(delays)
+        more = {"delays": [delays[pk] for pk in pks], "refund": int(refund), "error": error}
         with self.transaction() as cursor:
-            cursor.execute(
-                statement("hand_back"),
-                {
-                    "pks": pks,
-                    "delays": [delays[pk] for pk in pks],
-                    "refund": int(refund),
-                    "error": error,
-                    "key": claim.key,
-                    "token": claim.token,
-                },
-            )
+            self._lock(cursor, claim, pks)
+            cursor.execute(statement("hand_back"), {"pks": pks, **more, **whose(claim)})
 
     def extend(self, claim: Claim) -> None:
         """Lengthen the lease of rows that are still being embedded."""
         with self.transaction() as cursor:
-            cursor.execute(
-                statement("extend"),
-                {
-                    "pks": claim.pks,
-                    "lease": settings.lease,
-                    "key": claim.key,
-                    "token": claim.token,
-                },
-            )
+            mine = sorted(self._lock(cursor, claim, claim.pks))
+            more = {"pks": mine, "lease": settings.lease}
+            cursor.execute(statement("extend"), {**more, **whose(claim)})
+
+    def _lock(self, cursor: Any, claim: Claim, pks: Sequence[str]) -> set[str]:
+        """Lock those of the rows that are still leased to this worker; their keys."""
+        cursor.execute(statement("mine"), {"pks": sorted(pks), **whose(claim)})
+        return {pk for (pk,) in cursor.fetchall()}
 
     def _lease(self, token: UUID) -> dict[str, Any]:
         return {"token": token, "lease": settings.lease, "worker": self.worker}
@@ -254,6 +241,11 @@ class Queue:
             )
             waiting, parked = cursor.fetchone()
         return waiting, parked
+
+
+def whose(claim: Claim) -> dict[str, Any]:
+    """What a claim's rows are known by in the ledger."""
+    return {"key": claim.key, "token": claim.token}
 
 
 def claims(rows: Iterable[tuple[str, str, int]], token: UUID) -> list[Claim]:

@@ -121,9 +121,10 @@ class SearchDistance(models.Func):
     def exactly(self) -> "SearchDistance":
         """The same distance in a form that no index serves."""
         column, query = self.get_source_expressions()
-        query = copy.copy(query)
-        query.exact = True
-        return ExactDistance(column, query)
+        again = copy.copy(query)
+        again.exact = True
+        vars(again).pop("identity", None)
+        return ExactDistance(column, again)
 
 
 class ExactDistance(SearchDistance):
@@ -301,7 +302,8 @@ def checked(query: Any, sidecar: type[EmbeddingModel]) -> Any:
     norm = math.hypot(*vector)
     if not math.isfinite(norm) or norm == 0:
         raise ValueError("similar() got a vector that is zero or not finite: it has no direction.")
-    return vector
+    # Of length 1: its direction is all that counts, and no number leaves a halfvec's range.
+    return tuple(value / norm for value in vector)
 
 
 class EmbeddingQuerySet(models.QuerySet[M]):

@@ -32,6 +32,7 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
     if adopted == fingerprint:
         return
     table = cursor.db.ops.quote_name(sidecar._meta.db_table)
+    assert_dimensions(cursor, sidecar, table)
     cursor.execute(f"SELECT EXISTS (SELECT FROM {table})")
     if maker not in ("", embedder) and cursor.fetchone()[0]:
         label = sidecar._meta.label
@@ -48,6 +49,25 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
         " WHERE key = %s",
         [fingerprint, embedder, key],
     )
+
+
+def assert_dimensions(cursor: Any, sidecar: type[EmbeddingModel], table: str) -> None:
+    """Raise ``SupersededError`` where the column is not yet, or no longer, what is declared."""
+    options: Any = sidecar._meta
+    field = options.get_field("vector")
+    cursor.execute(
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
+        " WHERE attrelid = %s::regclass AND attname = %s",
+        [table, field.column],
+    )
+    row = cursor.fetchone()
+    wanted = field.db_type(cursor.db)
+    if row is None or not row[0].endswith(wanted):
+        found = "no such column" if row is None else row[0]
+        raise SupersededError(
+            f"{options.label}.{field.name} is declared as {wanted} and the database has {found}:"
+            " run makemigrations and migrate."
+        )
 
 
 def is_adopted(cursor: Any, key: str, fingerprint: str) -> bool:
@@ -69,21 +89,45 @@ def is_adopted(cursor: Any, key: str, fingerprint: str) -> bool:
 
 
 def heed_missed(cursor: Any, served: Sequence[str]) -> None:
-    """Compare all rows again where a trigger has failed since this was last looked at."""
-    cursor.execute("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM embedsync_missed")
-    (missed,) = cursor.fetchone()
+    """Compare all rows again where a trigger has failed since this was last looked at.
+
+    The mark is seen before the transaction that left it has committed. So the comparison waits
+    until all that ran when the mark was seen have ended, and until an earlier comparison has.
+    """
     cursor.execute(
-        "SELECT FROM embedsync_sidecar WHERE key = ANY(%s) AND missed <> %s LIMIT 1",
+        "SELECT CASE WHEN is_called THEN last_value ELSE 0 END,"
+        " pg_snapshot_xmin(pg_current_snapshot())::text::bigint,"
+        " pg_snapshot_xmax(pg_current_snapshot())::text::bigint FROM embedsync_missed"
+    )
+    missed, oldest, newest = cursor.fetchone()
+    # Looked at first, because an UPDATE of nothing would still cost an idle system its share.
+    cursor.execute(
+        "SELECT key, missed_seen, missed_until FROM embedsync_sidecar"
+        " WHERE key = ANY(%s) AND (missed <> %s OR missed_seen <> missed)",
         [list(served), missed],
     )
-    # Looked at first, because an UPDATE of nothing would still cost an idle system its share.
-    if cursor.rowcount:
-        cursor.execute(
-            "UPDATE embedsync_sidecar"
-            " SET missed = %s, backfill_after = NULL, backfilled_at = NULL"
-            " WHERE key = ANY(%s) AND missed <> %s",
-            [missed, list(served), missed],
-        )
+    for key, seen, until in cursor.fetchall():
+        cursor.execute("SELECT missed FROM embedsync_sidecar WHERE key = %s FOR UPDATE", [key])
+        if seen == cursor.fetchone()[0]:
+            cursor.execute(
+                "UPDATE embedsync_sidecar SET missed_seen = %s, missed_until = %s WHERE key = %s",
+                [missed, newest, key],
+            )
+        elif oldest >= until:
+            cursor.execute(
+                "UPDATE embedsync_sidecar SET missed = missed_seen,"
+                " backfill_after = NULL, backfilled_at = NULL"
+                " WHERE key = %s AND backfilled_at IS NOT NULL",
+                [key],
+            )
+
+
+def refill(cursor: Any, key: str) -> None:
+    """Compare all rows of a sidecar from the start."""
+    cursor.execute(
+        "UPDATE embedsync_sidecar SET backfill_after = NULL, backfilled_at = NULL WHERE key = %s",
+        [key],
+    )
 
 
 def unfilled(cursor: Any, served: Sequence[str]) -> list[tuple[str, str | None]]:

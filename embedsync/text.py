@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any
 
+from django.db import connections
 from django.db.models import TextField
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Cast
 
 from embedsync.database import eligible, worker_transaction
-from embedsync.declaration import EmbeddingModel, declaration_of, rows_of
+from embedsync.declaration import EmbeddingModel, declaration_of, relation_of, rows_of
 
 
 def read(
@@ -20,8 +22,11 @@ def read(
     A row that is gone or does not meet the condition has no text; one that is blank has ``""``.
     """
     declaration = declaration_of(sidecar)
-    rows = eligible(sidecar, using).filter(pk__in=pks)
-    vectors = rows_of(sidecar, using).filter(source__in=pks)
+    # The keys as the database's own text, past the fields' conversions, and as one parameter.
+    pk_type = relation_of(sidecar).db_type(connections[using])
+    keys = RawSQL(f"SELECT unnest(%s::text[])::{pk_type}", [list(pks)])  # noqa: S611
+    rows = eligible(sidecar, using).filter(pk__in=keys)
+    vectors = rows_of(sidecar, using).filter(source_id__in=keys)
     # The key as PostgreSQL writes it, which is how trigger and ledger have it.
     with worker_transaction(using):
         values = list(rows.values_list(Cast("pk", TextField()), *declaration.fields))

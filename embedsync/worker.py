@@ -4,16 +4,22 @@ import logging
 import os
 import random
 import socket
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    router,
+)
 from pgvector import HalfVector
 
-from embedsync import index, state
+from embedsync import state
 from embedsync.conf import settings
 from embedsync.database import worker_transaction
 from embedsync.declaration import (
@@ -23,6 +29,7 @@ from embedsync.declaration import (
     sidecars,
 )
 from embedsync.embedders import Embedder, MismatchError, get_embedder
+from embedsync.indexing import IndexBuilder
 from embedsync.lease import LeaseKeeper
 from embedsync.queue import Claim, Queue
 from embedsync.text import digest, read
@@ -30,8 +37,8 @@ from embedsync.text import digest, read
 logger = logging.getLogger("embedsync")
 
 HOUSEKEEPING_SECONDS = 2.0
-INDEX_TRY_SECONDS = 60.0
 LONGEST_RECONNECT_SECONDS = 30.0
+DRAIN_FAILURES = 5
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Service:
 class Worker:
     """One worker on one database. ``progress`` is called with numbers of rows as they are settled.
 
-    ``errors`` holds, by sidecar, why it is no longer served.
+    ``errors`` holds, by sidecar, why it is not served.
     """
 
     def __init__(
@@ -58,52 +65,61 @@ class Worker:
         self.using = using
         self.progress = progress
         self.queue = Queue(using, f"{socket.gethostname()}:{os.getpid()}")
+        self.indexes = IndexBuilder(using)
         self.services: dict[str, Service] = {}
         self.errors: dict[str, str] = {}
-        self._stopping = threading.Event()
+        # A plain attribute, because a signal handler that sets an Event can wait for itself.
+        self.stopping = False
+        self._started = False
         self._housekeeping_at = 0.0
         self._behind = True  # more to do than one round holds: no time to build an index
         self._unfilled: set[str] = set()
-        self._indexed: set[str] = set()
-        self._indexer: threading.Thread | None = None
-
-    def stop(self) -> None:
-        """Finish the call in hand, hand back what has not been embedded, and end."""
-        self._stopping.set()
-
-    @property
-    def stopping(self) -> bool:
-        return self._stopping.is_set()
 
     @property
     def served(self) -> dict[str, type[EmbeddingModel]]:
         """The sidecars that this worker serves, by key."""
         return {key: service.sidecar for key, service in self.services.items()}
 
+    def stop(self) -> None:
+        """Finish the call in hand, hand back what has not been embedded, and end."""
+        self.stopping = True
+
     def run(self, *, drain: bool = False) -> None:
-        """Serve what ``start()`` found until told to stop; with ``drain`` until nothing is due."""
+        """Serve all sidecars until told to stop; with ``drain`` until nothing is due.
+
+        A database that fails is waited for; a drain raises after some failures in a row.
+        """
         failures = 0
-        while self.services and not self._stopping.is_set():
+        looked_everywhere = False
+        while not self.stopping:
             try:
+                self.start()
+                if not self.services:
+                    return
                 busy = self.round()
+                if drain and not busy:
+                    if looked_everywhere and not self._index_was_awaited():
+                        return
+                    self._look_everywhere()
                 failures = 0
             except (DatabaseError, InterfaceError) as error:
                 failures += 1
-                self._housekeeping_at = 0.0  # which finds out whose fault it was
-                wait = jitter(min(2.0**failures, LONGEST_RECONNECT_SECONDS))
+                if drain and failures > DRAIN_FAILURES:
+                    raise
+                wait = jitter(min(2.0 ** min(failures, 10), LONGEST_RECONNECT_SECONDS))
                 logger.warning("the database failed (again in %.1f s): %s", wait, error)
                 connections[self.using].close()
-                self._stopping.wait(wait)
+                self._housekeeping_at = 0.0  # which finds out whose fault it was
+                self._wait(wait)
                 continue
-            if busy:
-                continue
-            if drain and not self._index_was_awaited():
-                break
-            if not drain:
-                self._stopping.wait(settings.poll_interval)
+            looked_everywhere = drain and not busy
+            if not busy and not drain:
+                self._wait(settings.poll_interval)
 
     def start(self) -> None:
-        """Find the sidecars of this database and adopt them."""
+        """Find the sidecars of this database and adopt them, once."""
+        if self._started:
+            return
         for sidecar in sidecars():
             if router.db_for_write(sidecar) != self.using or not sidecar._meta.managed:
                 continue
@@ -114,36 +130,64 @@ class Worker:
                 raise
             except (ImproperlyConfigured, state.SupersededError, DatabaseError) as error:
                 self._give_up(key_of(sidecar), error)
+        self._started = True
 
     def round(self) -> bool:
         """One round of all moves. Returns whether there was anything to do."""
         if time.monotonic() >= self._housekeeping_at:
             self._keep_house()
+        claims: list[Claim] = []
+        try:
+            moved = self._claim(claims)
+            if claims:
+                with LeaseKeeper(self.queue, claims):
+                    while claims:
+                        self._work(claims[0])
+                        claims.pop(0)
+        finally:
+            # Nothing, unless an error came between; then nobody else's rows pay for it.
+            for claim in claims:
+                self._release(claim, claim.pks)
+        return moved > 0
+
+    def _claim(self, claims: list[Claim]) -> int:
+        """Take work into ``claims``, a batch at most. Returns how many events and rows moved."""
         served, size = self.served, settings.batch_size
-        truncated = self.queue.truncated(served)
-        picked, claims = self.queue.fold(list(served), size)
-        room = size - sum(len(claim.attempts) for claim in claims)
-        if room > 0:
-            claims += self.queue.due(list(served), room)
-        for key in sorted(self._unfilled & set(served)):
-            room = size - sum(len(claim.attempts) for claim in claims)
-            if room <= 0:
+
+        def room() -> int:
+            return size - sum(len(claim.attempts) for claim in claims)
+
+        truncated = self.queue.truncated(list(served))
+        self._unfilled |= set(truncated)
+        # A share for retries and one for the fill, however many events come in.
+        claims += self.queue.due(list(served), max(1, size // 4))
+        retries = size - room()
+        reserve = size // 4 if self._unfilled else 0
+        picked, folded = self.queue.fold(list(served), max(1, room() - reserve))
+        claims += folded
+        if retries >= size // 4 and room() > reserve:
+            claims += self.queue.due(list(served), room() - reserve)
+        for key in sorted(self._unfilled & served.keys()):
+            if room() <= 0:
                 break
-            page, filling = self.queue.fill(served[key], room)
+            asked = room()
+            try:
+                page, filling = self.queue.fill(served[key], asked)
+            except OperationalError:
+                raise
+            except DatabaseError as error:
+                self._give_up(key, error)
+                continue
             claims += filling
             picked += page
-            if page < room:
+            if page < asked:
                 self._unfilled.discard(key)
-        self._behind = picked >= size or sum(len(claim.attempts) for claim in claims) >= size
-        if claims:
-            with LeaseKeeper(self.queue, claims):
-                for claim in claims:
-                    self._work(claim)
-        return bool(truncated or picked or claims)
+        self._behind = room() <= 0 or picked >= size
+        return len(truncated) + picked + size - room()
 
     def _work(self, claim: Claim) -> None:
         service = self.services.get(claim.key)
-        if service is None or self._stopping.is_set():
+        if service is None or self.stopping:
             self._release(claim, claim.pks)
             return
         # What failed before is tried alone, so that one bad row harms one row.
@@ -179,10 +223,18 @@ class Worker:
         except state.SupersededError as error:
             self._give_up(claim.key, error)
             self._release(claim, pks)
-        except DatabaseError as error:
+        except ProgrammingError as error:
             # A schema that is changing, most likely: the rows are owed, and not to blame.
-            logger.error("%s: %s", claim.key, error)
+            logger.error("%s: %s", claim.key, summary(error))
             self._hand_back(claim, pks, error, refund=True)
+        except Exception as error:
+            # A row that cannot be read or written: which one?
+            if len(pks) > 1:
+                for pk in pks:
+                    self._settle(service, claim, [pk])
+            else:
+                logger.error("%s %s: %s", claim.key, pks[0], summary(error))
+                self._hand_back(claim, pks, error)
         else:
             if done.lost:
                 logger.warning("lost the lease of %d rows of %s", done.lost, claim.key)
@@ -205,7 +257,7 @@ class Worker:
         pks = sorted(texts, key=lambda pk: len(texts[pk]), reverse=True)
         size = service.embedder.batch_size
         for start in range(0, len(pks), size):
-            if self._stopping.is_set() or claim.key not in self.services:
+            if self.stopping or claim.key not in self.services:
                 return vectors, pks[start:]
             part = pks[start : start + size]
             try:
@@ -261,44 +313,26 @@ class Worker:
             state.heed_missed(cursor, list(self.services))
             self._unfilled = {key for key, _ in state.unfilled(cursor, list(self.services))}
         if not self._behind:
-            self._see_to_indexes()
+            filled = self.services.keys() - self._unfilled
+            self.indexes.see_to([self.services[key].sidecar for key in sorted(filled)])
 
-    def _see_to_indexes(self) -> None:
-        if self._indexer is not None:
-            if self._indexer.is_alive():
-                return
-            self._indexer = None
-        for key in self.services.keys() - self._unfilled - self._indexed:
-            sidecar = self.services[key].sidecar
-            if index.is_built(sidecar, self.using):
-                self._indexed.add(key)
-                continue
-            with worker_transaction(self.using) as cursor:
-                due = state.index_is_due(cursor, sidecar, INDEX_TRY_SECONDS)
-            if due:
-                # In a thread: it may take hours, and changed rows do not wait for it.
-                self._indexer = threading.Thread(
-                    target=self._build_index, args=[sidecar], name="embedsync-index", daemon=True
-                )
-                self._indexer.start()
-                return
+    def _look_everywhere(self) -> None:
+        """Before a drain ends: events that were committed late, and fills that have become due."""
+        self.queue.low = 0
+        self._keep_house()
 
     def _index_was_awaited(self) -> bool:
-        """At the end of a drain: build what index is due. Whether there was one."""
-        self._keep_house()
-        if self._indexer is None:
+        """Whether an index was being built; if so, until it is built or the worker is to stop."""
+        if not self.indexes.busy:
             return False
-        while self._indexer.is_alive() and not self._stopping.is_set():
-            self._indexer.join(settings.poll_interval)
+        self.indexes.wait(settings.poll_interval)
         return True
 
-    def _build_index(self, sidecar: type[EmbeddingModel]) -> None:
-        try:
-            index.build(sidecar, self.using)
-        except DatabaseError as error:
-            logger.error("the index of %s was not built: %s", sidecar._meta.label, error)
-        finally:
-            connections[self.using].close()
+    def _wait(self, seconds: float) -> None:
+        """Sleep, in slices, because a signal does not end a sleep."""
+        end = time.monotonic() + seconds
+        while not self.stopping and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
 
 
 def jitter(longest: float) -> float:

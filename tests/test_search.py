@@ -11,7 +11,7 @@ from django.db.models.functions import Length
 from pgvector import HalfVector
 
 import embedsync
-from embedsync import index
+from embedsync import index, indexing
 from embedsync.database import binary_cursor
 from embedsync.embedders import get_embedder
 from embedsync.models import EmbeddingQuerySet
@@ -64,7 +64,7 @@ def library(transactional_db):
             " SELECT n, 0, '', v FROM unnest(%(n)s::int[], %(v)b::halfvec[]) AS u(n, v)",
             {"n": list(range(1, 3001)), "v": [HalfVector(vector) for vector in vectors]},
         )
-    index.build(BookEmbedding, "default")
+    indexing.build(BookEmbedding, "default")
     execute("ANALYZE library_book, library_bookembedding")
     return vectors
 

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.utils import timezone
 
-from embedsync import index
+from embedsync import indexing
 from embedsync.database import worker_transaction
 from embedsync.declaration import sidecars
 from embedsync.models import Inbox, Ledger, SidecarState
@@ -466,7 +466,7 @@ def test_an_index_that_cannot_be_built_stops_nothing(drain, caplog):
     execute("DROP TABLE library_bookembedding_hnsw_full")
     SidecarState.objects.update(index_until=None)
     drain()
-    assert index.is_built(BookEmbedding, "default")
+    assert indexing.is_built(BookEmbedding, "default")
 
 
 def test_a_half_built_index_is_built_anew_and_a_whole_one_used(drain):
@@ -488,10 +488,10 @@ def test_a_half_built_index_is_built_anew_and_a_whole_one_used(drain):
                 cursor.execute(
                     "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s", before
                 )
-            index.build(BookEmbedding, "default")
+            indexing.build(BookEmbedding, "default")
             cursor.execute("SELECT %s::regclass::oid", [name])
             assert (cursor.fetchone() == before) is whole
-        assert index.is_built(BookEmbedding, "default")
+        assert indexing.is_built(BookEmbedding, "default")
 
 
 def test_a_sidecar_without_an_index_is_left_so(drain):

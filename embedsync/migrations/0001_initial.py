@@ -21,6 +21,8 @@ class Migration(migrations.Migration):
                 ("backfill_after", models.TextField(null=True)),
                 ("backfilled_at", models.DateTimeField(null=True)),
                 ("missed", models.BigIntegerField(db_default=0)),
+                ("missed_seen", models.BigIntegerField(db_default=0)),
+                ("missed_until", models.BigIntegerField(db_default=0)),
                 ("index_until", models.DateTimeField(null=True)),
             ],
             options={

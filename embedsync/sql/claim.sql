@@ -1,4 +1,4 @@
--- Part of fold.sql and fill.sql: what "owed" lists enters the ledger, and is leased to this worker
+-- Part of fold.sql and fill_page.sql: what "owed" lists enters the ledger, and is leased to this worker
 -- where it serves the sidecar. A row under somebody's live lease is only marked dirty.
 claimed AS (
     INSERT INTO embedsync_ledger AS l (sidecar, source_pk, token, run_at, attempts, queued_at, worker)

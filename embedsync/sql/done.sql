@@ -1,4 +1,4 @@
--- COMPLETE, last part: clean rows leave the ledger, dirty ones are due again at once.
+-- COMPLETE, at its end: clean rows leave the ledger, dirty ones are due again at once.
 WITH mine AS MATERIALIZED (
     SELECT l.ctid, l.dirty
     FROM unnest(%(pks)s::text[]) AS u(source_pk)

@@ -1,7 +1,9 @@
 -- Sidecars that are known, and have no trigger. The key is the trigger's first argument; PostgreSQL
 -- keeps the arguments as bytes, each closed by a zero.
 WITH served AS (
-    SELECT split_part(encode(t.tgargs, 'escape'), '\000', 1) AS key
+    SELECT convert_from(
+        substring(t.tgargs FROM 1 FOR position('\x00'::bytea IN t.tgargs) - 1),
+        getdatabaseencoding()) AS key
     FROM pg_trigger t
     JOIN pg_proc p ON p.oid = t.tgfoid
     WHERE p.proname = 'embedsync_capture'

@@ -10,7 +10,11 @@ WITH picked AS MATERIALIZED (
 ), deleted AS (
     DELETE FROM embedsync_inbox WHERE ctid = ANY(ARRAY(SELECT ctid FROM picked))
 ), owed AS (
-    SELECT sidecar, source_pk, min(queued_at) AS queued_at FROM picked GROUP BY sidecar, source_pk
+    SELECT sidecar, source_pk, min(queued_at) AS queued_at
+    FROM picked
+    -- A row without a key has no vector; its event must not hold up the others.
+    WHERE source_pk IS NOT NULL
+    GROUP BY sidecar, source_pk
 ), {claimed}
 SELECT p.picked, p.last, c.sidecar, c.source_pk, c.attempts
 FROM (SELECT count(*) AS picked, max(seq) AS last FROM picked) p

@@ -1,4 +1,4 @@
--- COMPLETE, second part, in a statement of its own so that it sees what was locked.
+-- COMPLETE: the vectors of rows that are locked.
 -- The join to the source: no vector for a row that has been deleted or excluded in the meantime.
 INSERT INTO {sidecar} AS s (source_id, ordinal, embedded_at, digest, vector)
 SELECT {pk}, 0, statement_timestamp(), w.digest, w.vector

@@ -1,0 +1,119 @@
+"""Building a sidecar's index: when the first fill has ended, beside the empty one, CONCURRENTLY."""
+
+import logging
+import threading
+import time
+
+from django.db import DatabaseError, InterfaceError, connections, transaction
+
+from embedsync import state
+from embedsync.database import worker_transaction
+from embedsync.declaration import EmbeddingModel, key_of
+from embedsync.index import deferred_index
+
+logger = logging.getLogger("embedsync")
+
+TRY_SECONDS = 60.0
+
+
+class IndexBuilder:
+    """Builds the indexes of one worker's sidecars, one after the other.
+
+    In a thread of its own: it may take hours, and changed rows do not wait for it.
+    """
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+        self._built: set[str] = set()
+        self._thread: threading.Thread | None = None
+
+    def see_to(self, sidecars: list[type[EmbeddingModel]]) -> None:
+        """Begin to build what is due, unless something is being built."""
+        if self._thread is not None:
+            if self._thread.is_alive():
+                return
+            self._thread = None
+        for sidecar in sidecars:
+            key = key_of(sidecar)
+            if key in self._built:
+                continue
+            if is_built(sidecar, self.using):
+                self._built.add(key)
+                continue
+            with worker_transaction(self.using) as cursor:
+                due = state.index_is_due(cursor, sidecar, TRY_SECONDS)
+            if due:
+                self._thread = threading.Thread(
+                    target=self._build, args=[sidecar], name="embedsync-index", daemon=True
+                )
+                self._thread.start()
+                return
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None
+
+    def wait(self, seconds: float) -> None:
+        """Wait at most so long for what is being built."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _build(self, sidecar: type[EmbeddingModel]) -> None:
+        started = time.monotonic()
+        try:
+            build(sidecar, self.using)
+        except (DatabaseError, InterfaceError) as error:
+            logger.error("the index of %s was not built: %s", sidecar._meta.label, error)
+        else:
+            took = time.monotonic() - started
+            logger.info("built the index of %s in %.1f s", sidecar._meta.label, took)
+        finally:
+            connections[self.using].close()
+
+
+def is_built(sidecar: type[EmbeddingModel], using: str) -> bool:
+    """Whether there is nothing to build: the index is there in full, or was dropped by hand."""
+    index = deferred_index(sidecar)
+    if index is None:
+        return True
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(%s)"
+            " AND pg_get_expr(indpred, indrelid) = 'false')",
+            [connections[using].ops.quote_name(index.name)],
+        )
+        return not cursor.fetchone()[0]
+
+
+def build(sidecar: type[EmbeddingModel], using: str) -> None:
+    """Build the full index beside the empty one, CONCURRENTLY, and put it in its place.
+
+    Needs ownership of the sidecar's table. Raises what PostgreSQL raises. What an earlier attempt
+    left behind is dropped where it is unfinished and used where it is whole.
+    """
+    index = deferred_index(sidecar)
+    assert index is not None
+    connection = connections[using]
+    full = index.clone()
+    full.name = f"{index.name}_full"
+    empty_name, full_name = (connection.ops.quote_name(name) for name in (index.name, full.name))
+    if not is_valid(full_name, using):
+        with connection.cursor() as cursor:
+            cursor.execute(f"DROP INDEX IF EXISTS {full_name}")
+        with connection.schema_editor(atomic=False) as editor:
+            editor.add_index(sidecar, full, concurrently=True)  # type: ignore[call-arg]
+    with transaction.atomic(using), connection.cursor() as cursor:
+        # Searches wait behind this lock; better to try again than to make them wait for long.
+        cursor.execute("SET LOCAL lock_timeout = '2s'")
+        cursor.execute(f"DROP INDEX {empty_name}")
+        cursor.execute(f"ALTER INDEX {full_name} RENAME TO {empty_name}")
+
+
+def is_valid(quoted_name: str, using: str) -> bool:
+    """Whether an index of this name exists and was built to its end."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [quoted_name]
+        )
+        row = cursor.fetchone()
+    return row is not None and row[0]
