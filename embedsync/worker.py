@@ -319,6 +319,8 @@ class Worker:
     def _look_everywhere(self) -> None:
         """Before a drain ends: events that were committed late, and fills that have become due."""
         self.queue.low = 0
+        # Twice: one look notes a failed trigger's mark, the next begins the comparison it asks for.
+        self._keep_house()
         self._keep_house()
 
     def _index_was_awaited(self) -> bool:
