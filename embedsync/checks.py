@@ -24,7 +24,7 @@ from embedsync.declaration import (
     sidecars,
     source_of,
 )
-from embedsync.embedders import Embedder
+from embedsync.embedders import Embedder, get_embedder
 from embedsync.operations import MINIMUM, RequireVector
 from embedsync.text import template_names
 
@@ -44,7 +44,7 @@ KNOBS = {
 @register(Tags.models)
 def check_declarations(**_: Any) -> list[CheckMessage]:
     """All that can be told without asking a database."""
-    found = [*misplaced(), *wrong_knobs()]
+    found = [*misplaced(), *managers_without_similar(), *wrong_knobs()]
     for sidecar in sidecars():
         if not has_source(sidecar):
             found.append(
@@ -80,6 +80,19 @@ def misplaced() -> Iterator[CheckMessage]:
                 f" ({next(iter(model._meta.all_parents)).__name__}).",
                 obj=model,
                 id="embedsync.E003",
+            )
+
+
+def managers_without_similar() -> Iterator[CheckMessage]:
+    """Models whose own manager lacks the method that their declaration is for."""
+    for model in apps.get_models():
+        if declared(model) and not hasattr(model._default_manager, "similar"):
+            yield Warning(
+                f"{model._meta.label} declares an embedding and its manager has no similar().",
+                hint="Subclass EmbeddedModel, build your manager with"
+                " Manager.from_queryset(EmbeddingQuerySet), or use embedsync.similar().",
+                obj=model,
+                id="embedsync.W017",
             )
 
 
@@ -179,6 +192,7 @@ def wrong_embedder(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
         backend = import_string(config.backend)
         if not (isinstance(backend, type) and issubclass(backend, Embedder)):
             raise ImproperlyConfigured(f"{config.backend} is no subclass of Embedder.")
+        get_embedder(alias)  # MODEL and OPTIONS; the model itself is loaded when it is used
     except (ImproperlyConfigured, ImportError) as error:
         yield Error(
             f"The embedder of {sidecar._meta.label} cannot be used: {error}",

@@ -29,6 +29,12 @@ class Declaration:
     condition: models.Q | None = None
     embedder: str = "default"
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(name, str) for name in self.fields):
+            raise TypeError('Name the fields one by one: Embedding("title", "body").')
+        if self.condition is not None and not isinstance(self.condition, models.Q):
+            raise TypeError(f"condition= is a Q object, not {type(self.condition).__name__}.")
+
     @property
     def condition_fields(self) -> list[str]:
         """The names of fields and relations that the condition looks at, in order, each once."""

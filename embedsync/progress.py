@@ -24,6 +24,7 @@ class LineProgress:
     def __init__(self, total: int) -> None:
         self.total = total
         self.rows = 0
+        self.reported: int | None = None
         self.started = self.last = time.monotonic()
 
     def update(self, rows: int) -> None:
@@ -34,9 +35,11 @@ class LineProgress:
             self.report(now)
 
     def close(self) -> None:
-        self.report(time.monotonic())
+        if self.reported != self.rows:
+            self.report(time.monotonic())
 
     def report(self, now: float) -> None:
+        self.reported = self.rows
         rate = self.rows / max(now - self.started, 1e-6)
         total = max(self.total, self.rows)
         left = (total - self.rows) / rate if rate else 0.0

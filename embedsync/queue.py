@@ -8,7 +8,7 @@ overwrite newer work. Locks are taken in key order or skipped, so workers cannot
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -28,11 +28,15 @@ FULL_LOOK_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Claim:
-    """Rows of one sidecar that are leased to this worker: attempts by key, this one counted."""
+    """Rows of one sidecar that are leased to this worker: attempts by key, this one counted.
+
+    ``filling`` says that a fill found them, rather than an event or a retry.
+    """
 
     key: str
     token: UUID
     attempts: dict[str, int]
+    filling: bool = False
 
     @property
     def pks(self) -> list[str]:
@@ -129,7 +133,8 @@ class Queue:
             rows = cursor.fetchall()
             picked, last = rows[0][0], rows[0][1]
             state.fill_reached(cursor, key, last, ended=picked < limit)
-        return picked, claims(((k, pk, n) for *_, k, pk, n in rows if k is not None), token)
+        found = claims(((k, pk, n) for *_, k, pk, n in rows if k is not None), token)
+        return picked, [replace(claim, filling=True) for claim in found]
 
     def truncated(self, served: Sequence[str]) -> list[str]:
         """Compare truncated sources with their sidecars from the start; returns whose they are."""
@@ -212,24 +217,24 @@ class Queue:
         return {"token": token, "lease": settings.lease, "worker": self.worker}
 
     def pending(self, served: dict[str, type[EmbeddingModel]]) -> int:
-        """Rows that a drain has before it: events, due rows, and keys that no fill has reached."""
+        """Rows that are owed: the rest of each fill, and of filled sidecars events and due rows."""
+        total = 0
         with self.transaction() as cursor:
+            unfilled = dict(state.unfilled(cursor, list(served)))
+            for key, after in unfilled.items():
+                names = self.names(served[key])
+                where = "" if after is None else f"WHERE {names.pk} > %(after)s::{names.pk_type}"
+                cursor.execute(f"SELECT count(*) FROM {names.source} {where}", {"after": after})
+                total += cursor.fetchone()[0]
             cursor.execute(
                 "SELECT (SELECT count(DISTINCT (sidecar, source_pk)) FROM embedsync_inbox"
-                " WHERE sidecar = ANY(%(served)s) AND kind = 'row')"
+                " WHERE sidecar = ANY(%(filled)s) AND kind = 'row')"
                 " + (SELECT count(*) FROM embedsync_ledger"
-                " WHERE sidecar = ANY(%(served)s) AND run_at <= clock_timestamp())",
-                {"served": list(served)},
+                " WHERE sidecar = ANY(%(filled)s) AND run_at <= clock_timestamp())",
+                {"filled": list(served.keys() - unfilled.keys())},
             )
-            total: int = cursor.fetchone()[0]
-            for key, after in state.unfilled(cursor, list(served)):
-                names = self.names(served[key])
-                where = "" if after is None else f"WHERE {names.pk} > %s::{names.pk_type}"
-                cursor.execute(
-                    f"SELECT count(*) FROM {names.source} {where}", [] if after is None else [after]
-                )
-                total += cursor.fetchone()[0]
-        return total
+            owed: int = cursor.fetchone()[0]
+        return total + owed
 
     def left(self, served: Sequence[str]) -> tuple[int, int]:
         """Rows that wait for a later attempt or under a lease, and rows that are parked."""

@@ -189,7 +189,7 @@ class SimilarQuery(models.sql.Query):
 
 
 def similar(
-    queryset: "models.QuerySet[M]",
+    queryset: "models.QuerySet[M] | models.Manager[M]",
     query: Searched,
     *,
     embedding: str | None = None,
@@ -208,6 +208,14 @@ def similar(
     Raises ``ValueError`` where the query cannot be searched for, ``TypeError`` for a sliced
     queryset; an instance without a vector raises ``ValueError`` when the queryset is evaluated.
     """
+    if isinstance(queryset, models.Manager):
+        queryset = queryset.all()
+    if not isinstance(queryset, models.QuerySet):
+        raise TypeError(
+            "similar() takes a queryset first: embedsync.similar(Page.objects.all(), ...)."
+        )
+    if min_similarity is not None and not -1 <= min_similarity <= 1:
+        raise ValueError(f"min_similarity is 1 - distance, from -1 to 1, not {min_similarity!r}.")
     sidecar = chosen_sidecar(queryset.model, embedding)
     searched = checked(query, sidecar)
     if queryset.query.is_sliced:

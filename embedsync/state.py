@@ -37,9 +37,10 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
     if maker not in ("", embedder) and cursor.fetchone()[0]:
         label = sidecar._meta.label
         raise SupersededError(
-            f"The vectors of {label} were made by {maker} and the settings now say {embedder}."
-            " Declare a second Embedding with the new embedder beside the first, or delete all"
-            f" rows of {label} to have them made anew."
+            f"The vectors of {label} were made by another embedder than the settings now name. If"
+            " that was not meant, put MODEL, DIMENSIONS and OPTIONS back. If it was, declare a"
+            " second Embedding with the new embedder beside the first, or delete all rows of"
+            f" {label} to have them made anew. (There: {maker}. Now: {embedder}.)"
         )
     cursor.execute(
         "UPDATE embedsync_sidecar SET fingerprint = %s, embedder = %s,"

@@ -37,7 +37,7 @@ from embedsync.text import digest, read
 logger = logging.getLogger("embedsync")
 
 HOUSEKEEPING_SECONDS = 2.0
-LONGEST_RECONNECT_SECONDS = 30.0
+LONGEST_RECONNECT_SECONDS = 5.0
 DRAIN_FAILURES = 5
 
 
@@ -74,6 +74,7 @@ class Worker:
         self._housekeeping_at = 0.0
         self._behind = True  # more to do than one round holds: no time to build an index
         self._unfilled: set[str] = set()
+        self._filled_in_drain: set[str] = set()
 
     @property
     def served(self) -> dict[str, type[EmbeddingModel]]:
@@ -83,6 +84,13 @@ class Worker:
     def stop(self) -> None:
         """Finish the call in hand, hand back what has not been embedded, and end."""
         self.stopping = True
+
+    def pending(self) -> int:
+        """How many rows a drain has before it; those of a fill are counted by the fill."""
+        with worker_transaction(self.using) as cursor:
+            unfilled = {key for key, _ in state.unfilled(cursor, list(self.services))}
+        self._filled_in_drain = unfilled
+        return self.queue.pending(self.served)
 
     def run(self, *, drain: bool = False) -> None:
         """Serve all sidecars until told to stop; with ``drain`` until nothing is due.
@@ -101,6 +109,8 @@ class Worker:
                     if looked_everywhere and not self._index_was_awaited():
                         return
                     self._look_everywhere()
+                if failures:
+                    logger.info("the database answers again")
                 failures = 0
             except (DatabaseError, InterfaceError) as error:
                 failures += 1
@@ -131,6 +141,8 @@ class Worker:
             except (ImproperlyConfigured, state.SupersededError, DatabaseError) as error:
                 self._give_up(key_of(sidecar), error)
         self._started = True
+        if self.services:
+            logger.info("serving %s in database %s", ", ".join(self.services), self.using)
 
     def round(self) -> bool:
         """One round of all moves. Returns whether there was anything to do."""
@@ -243,7 +255,8 @@ class Worker:
                 self._housekeeping_at = 0.0
             if left:
                 self._release(claim, left)
-            self.progress(len(pks) - len(left))
+            if claim.filling or claim.key not in self._filled_in_drain:
+                self.progress(len(pks) - len(left))
 
     def _embed(
         self, service: Service, claim: Claim, texts: dict[str, str]
@@ -289,7 +302,9 @@ class Worker:
     def _give_up(self, key: str, error: Exception) -> None:
         self.services.pop(key, None)
         self.errors[key] = str(error)
-        logger.error("%s is not served: %s", key, error)
+        if isinstance(error, ProgrammingError):
+            self.errors[key] = f"{str(error).splitlines()[0]}. Run makemigrations and migrate."
+        logger.error("%s is not served: %s", key, self.errors[key])
 
     def _adopt(self, service: Service) -> None:
         with worker_transaction(self.using) as cursor:

@@ -106,6 +106,15 @@ def test_hints_name_the_embedders():
         {"BACKEND": "no.such.Class", "DIMENSIONS": 3},
         {"BACKEND": "tests.embedders.NoSuchClass", "DIMENSIONS": 3},
         {"BACKEND": "django.db.models.Model", "DIMENSIONS": 3},
+        {
+            "BACKEND": "embedsync.embedders.sentence_transformers.SentenceTransformerEmbedder",
+            "DIMENSIONS": 3,
+        },
+        {
+            "BACKEND": "embedsync.embedders.sentence_transformers.SentenceTransformerEmbedder",
+            "MODEL": "./nowhere",
+            "DIMENSIONS": 3,
+        },
         {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder"},
         {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": "3"},
         {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": 0},
@@ -165,6 +174,27 @@ def test_children_of_a_source_have_no_sidecar_of_their_own():
             app_label = "library"
 
     assert Child.embedding is Parent.embedding
+
+
+@isolate_apps("tests.library")
+def test_managers_without_similar(monkeypatch):
+    class Story(models.Model):
+        title = models.TextField()
+        embedding = Embedding("title", **CURED)
+
+        class Meta:
+            app_label = "library"
+
+    monkeypatch.setattr(ours.apps, "get_models", lambda: [Story])
+    [message] = ours.managers_without_similar()
+    assert message.id == "embedsync.W017"
+
+
+def test_declarations_of_wrong_types():
+    with pytest.raises(TypeError, match=r"one by one"):
+        Embedding(["title", "body"])
+    with pytest.raises(TypeError, match=r"a Q object, not bool"):
+        Embedding("title", condition=True)
 
 
 @isolate_apps("tests.library")

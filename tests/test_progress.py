@@ -29,7 +29,7 @@ def test_lines_where_there_is_no_terminal(lines, monkeypatch):
     shown.update(2)
     shown.update(6)
     shown.close()
-    assert [line.split(" rows")[0] for line in lines()] == ["6 of 10", "12 of 12", "12 of 12"]
+    assert [line.split(" rows")[0] for line in lines()] == ["6 of 10", "12 of 12"]
     assert "rows/s" in lines()[0]
 
 

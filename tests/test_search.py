@@ -328,6 +328,14 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"annotation named distance"):
             Book.objects.annotate(distance=models.Value(1)).similar("x")
 
+    def test_arguments(self):
+        with pytest.raises(TypeError, match=r"takes a queryset first"):
+            embedsync.similar(Book, "x")
+        for wrong in (-1.1, 40):
+            with pytest.raises(ValueError, match=r"from -1 to 1"):
+                Book.objects.similar("x", min_similarity=wrong)
+        assert embedsync.similar(Book.objects, "x").count() == 0
+
     def test_models_and_names(self):
         with pytest.raises(ValueError, match=r"library.Postscript has no embedding"):
             embedsync.similar(Postscript.objects.all(), "x")

@@ -226,7 +226,7 @@ def test_other_vectors_than_the_settings_say_are_refused(drain, settings):
     settings.EMBEDSYNC_EMBEDDERS = embedders
     Book.objects.create(title="B")
     worker = drain()
-    assert "Declare a second Embedding" in worker.errors[KEY]
+    assert "declare a second Embedding" in worker.errors[KEY]
     assert BookEmbedding.objects.count() == 1
     BookEmbedding.objects.all().delete()
     assert drain().errors == {}

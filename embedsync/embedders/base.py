@@ -58,7 +58,7 @@ class Embedder(ABC):
     def checked_query(self, text: str) -> list[float]:
         """``embed_query``, with its answer checked. A blank ``text`` raises ``ValueError``."""
         if not text.strip():
-            raise ValueError("A search text must not be blank: give similar() some words.")
+            raise ValueError("The text to search for is blank: give it some words.")
         return [float(value) for value in self._check([self.embed_query(text)], 1)[0]]
 
     def _check(self, vectors: Vectors, expected: int) -> list[Any]:

@@ -71,6 +71,8 @@ class SentenceTransformerEmbedder(Embedder):
             raise ImproperlyConfigured(
                 "SentenceTransformerEmbedder needs MODEL: the name or the directory of a model."
             )
+        if str(model).startswith(("/", "./", "../", "~")) and not Path(model).is_dir():
+            raise ImproperlyConfigured(f"MODEL: there is no directory {str(model)!r}.")
         super().__init__(model=str(model), dimensions=dimensions)
         self.query_prompt = query_prompt
         self.document_prompt = document_prompt
@@ -115,14 +117,14 @@ class SentenceTransformerEmbedder(Embedder):
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise ImproperlyConfigured(
-                "SentenceTransformerEmbedder needs sentence-transformers:"
-                " pip install 'embedsync[local]'"
+                "SentenceTransformerEmbedder needs the extra embedsync[local]:"
+                " pip install 'sentence-transformers>=5'"
             ) from error
         started = time.monotonic()
         try:
             with without_bars():
                 model = SentenceTransformer(self.model, **self.options)
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             raise ImproperlyConfigured(
                 f"The model {self.model!r} could not be loaded: {error}"
             ) from error

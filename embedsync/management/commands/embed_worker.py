@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, OperationalError, connections
 
 from embedsync.progress import drain_progress
 from embedsync.worker import Worker
@@ -36,7 +36,6 @@ class Command(BaseCommand):
             self.show_log()
         worker = Worker(options["database"])
         self.obey_signals(worker)
-        worker.start()
         if options["drain"]:
             self.drain(worker)
         else:
@@ -47,7 +46,13 @@ class Command(BaseCommand):
             )
 
     def drain(self, worker: Worker) -> None:
-        progress = drain_progress(worker.queue.pending(worker.served))
+        try:
+            worker.start()
+        except OperationalError as error:
+            raise CommandError(f"Database {worker.using!r} does not answer: {error}") from error
+        if not worker.services:
+            return
+        progress = drain_progress(worker.pending())
         worker.progress = progress.update
         try:
             worker.run(drain=True)
