@@ -41,7 +41,7 @@ class LeaseKeeper:
     def _keep(self) -> None:
         # The thread's connection is opened when it first extends, which short work never does.
         while not self._ended.wait(settings.lease / 3):
-            for claim in self._claims:
+            for claim in list(self._claims):  # the worker takes out what it has done
                 try:
                     self._queue.extend(claim)
                 except (DatabaseError, InterfaceError) as error:

@@ -14,13 +14,26 @@ MINIMUM = (0, 8)
 CURE = 'Ask a superuser to run it in database "{database}", then run migrate again.'
 
 
-class RequireVector(Operation):
-    """Make sure that pgvector is there and new enough. Never drops it: others may use it."""
+class DatabaseOperation(Operation):
+    """An operation that changes the database and no model."""
 
     reversible = True
 
     def state_forwards(self, app_label: str, state: ProjectState) -> None:
         pass
+
+    def database_backwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        pass
+
+
+class RequireVector(DatabaseOperation):
+    """Make sure that pgvector is there and new enough. Never drops it: others may use it."""
 
     def database_forwards(
         self,
@@ -64,26 +77,12 @@ class RequireVector(Operation):
             row = cursor.fetchone()
         return tuple(int(part) for part in row[0].split(".")) if row else None
 
-    def database_backwards(
-        self,
-        app_label: str,
-        schema_editor: BaseDatabaseSchemaEditor,
-        from_state: ProjectState,
-        to_state: ProjectState,
-    ) -> None:
-        pass
-
     def describe(self) -> str:
         return "Make sure that the vector extension is installed"
 
 
-class InstallCapture(Operation):
+class InstallCapture(DatabaseOperation):
     """Create the trigger function and its sequence."""
-
-    reversible = True
-
-    def state_forwards(self, app_label: str, state: ProjectState) -> None:
-        pass
 
     def database_forwards(
         self,
