@@ -95,12 +95,14 @@ def heed_missed(cursor: Any, served: Sequence[str]) -> None:
     The mark is seen before the transaction that left it has committed. So the comparison waits
     until all that ran when the mark was seen have ended, and until an earlier comparison has.
     """
+    cursor.execute("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM embedsync_missed")
+    (missed,) = cursor.fetchone()
+    # In a statement after it, so that the snapshot knows whoever left the mark.
     cursor.execute(
-        "SELECT CASE WHEN is_called THEN last_value ELSE 0 END,"
-        " pg_snapshot_xmin(pg_current_snapshot())::text::bigint,"
-        " pg_snapshot_xmax(pg_current_snapshot())::text::bigint FROM embedsync_missed"
+        "SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint"
+        " FROM pg_current_snapshot() AS s"
     )
-    missed, oldest, newest = cursor.fetchone()
+    oldest, newest = cursor.fetchone()
     # Looked at first, because an UPDATE of nothing would still cost an idle system its share.
     cursor.execute(
         "SELECT key, missed_seen, missed_until FROM embedsync_sidecar"

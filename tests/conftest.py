@@ -9,6 +9,7 @@ from django.db import connection
 
 from embedsync.worker import Worker
 from example_project.postgres import PROJECT, VERSIONS, Cluster
+from tests.migration_project import Project
 from tests.workers import WorkerProcess
 
 
@@ -70,3 +71,11 @@ def worker_process(environment):
     yield start
     for process in started:
         process.kill()
+
+
+@pytest.fixture
+def project(postgres, tmp_path):
+    """A throw-away project with a database of its own."""
+    project = Project(tmp_path, connection.settings_dict)
+    yield project
+    project.remove()

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from uuid import uuid4
 
 import pytest
 from django.db import connection, connections, transaction
@@ -9,6 +10,7 @@ from django.utils import timezone
 
 from embedsync.lease import LeaseKeeper
 from embedsync.models import Ledger, SidecarState
+from embedsync.queue import Claim
 from embedsync.state import SupersededError
 from embedsync.worker import Worker
 from tests.library.models import Book
@@ -64,9 +66,9 @@ def end_leases():
     Ledger.objects.filter(token__isnull=False).update(run_at=timezone.now())
 
 
-def is_waited_for(holder=connection):
+def is_waited_for():
     """Whether another connection waits for a lock of this one."""
-    with holder.cursor() as cursor:
+    with connection.cursor() as cursor:
         cursor.execute(
             "SELECT FROM pg_locks WHERE NOT granted"
             " AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
@@ -276,3 +278,37 @@ def test_a_fold_locks_in_the_order_of_the_keys(hand):
             # Waiting for the first key, it holds no later one.
             Ledger.objects.select_for_update(nowait=True).get(source_pk="2")
         assert folding.result() == []
+
+
+def test_hand_back_locks_in_the_order_of_the_keys(hand):
+    """Or it deadlocks with a fold that marks the same rows."""
+    worker, claim = hand(), Claim(KEY, uuid4(), {str(n): 1 for n in range(1000, 1500)})
+    now = timezone.now()
+    Ledger.objects.bulk_create(
+        Ledger(sidecar=KEY, source_pk=pk, token=claim.token, run_at=now, queued_at=now, attempts=1)
+        for pk in reversed(claim.pks)
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE embedsync_ledger")  # as autovacuum does during a long embedding
+    part = dict.fromkeys(claim.pks[:100], 0.0)
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            Ledger.objects.select_for_update().get(source_pk="1000")
+            back = pool.submit(in_a_thread, worker.queue.hand_back, claim, part)
+            until(is_waited_for)
+            Ledger.objects.select_for_update(nowait=True).get(source_pk="1099")
+        back.result()
+
+
+def test_a_change_during_the_last_attempt_outlives_its_worker(hand, drain, settings):
+    """hand_back tries changed text anew; due parks it, and forgets that it was changed."""
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 1
+    Book.objects.create(id=1, title="old")
+    worker = hand()
+    worker.fold()
+    Book.objects.update(title="new")
+    worker.fold()
+    assert Ledger.objects.get().dirty
+    end_leases()
+    drain()
+    assert_in_step(BookEmbedding)

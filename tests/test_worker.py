@@ -1,7 +1,6 @@
-"""The worker: from changed rows to vectors, in this process and in processes of its own."""
+"""The worker: from changed rows to vectors."""
 
 import datetime
-import signal
 import uuid
 
 import pytest
@@ -10,7 +9,6 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.utils import timezone
 
-from embedsync import indexing
 from embedsync.database import worker_transaction
 from embedsync.declaration import sidecars
 from embedsync.models import Inbox, Ledger, SidecarState
@@ -153,7 +151,9 @@ def test_a_trigger_that_failed_leads_to_a_comparison_of_all_rows(drain):
     assert_in_step(BookEmbedding)
 
 
-def test_an_exception_leaves_the_row_owed_with_backoff(drain, caplog):
+def test_an_exception_leaves_the_row_owed_with_backoff(drain, caplog, monkeypatch):
+    # The longest wait, because the shortest would let the same drain try again.
+    monkeypatch.setattr("embedsync.worker.jitter", lambda longest: longest)
     Book.objects.bulk_create(
         [Book(title="good 1"), Book(title="FAIL secret"), Book(title="good 2")]
     )
@@ -324,76 +324,6 @@ def test_moves_are_read_committed_whatever_the_default(drain):
     execute("RESET default_transaction_isolation")
 
 
-def test_a_lease_is_extended_while_embedding_takes_long(drain, worker_process):
-    """A second worker must not take over what the first is still at."""
-    drain()
-    Book.objects.create(title="SLEEP")
-    slow = {"SCRIPTED_SLEEP": "3", "DJANGO_SETTINGS_MODULE": "tests.short_lease"}
-    first = worker_process("--drain", **slow)
-    until(lambda: Ledger.objects.exclude(token=None).exists())
-    token = Ledger.objects.get().token
-    second = worker_process("--drain", **slow)
-    tokens = set()
-    while first.process.poll() is None:
-        tokens |= set(Ledger.objects.values_list("token", "dirty"))
-    assert tokens == {(token, False)}
-    assert first.wait()[0] == 0
-    assert second.wait()[0] == 0
-    assert_in_step(BookEmbedding)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_hands_the_batch_back(drain, worker_process, number):
-    drain()
-    Book.objects.bulk_create([Book(title=f"SLEEP {n}") for n in range(300)])
-    worker = worker_process(SCRIPTED_SLEEP="0.01")
-    until(lambda: Ledger.objects.exclude(token=None).count() == 300)
-    worker.send(number)
-    status, output = worker.wait()
-    assert status == 0, output
-    assert Ledger.objects.exclude(token=None).count() == 0
-    assert BookEmbedding.objects.count() + Ledger.objects.count() == 300
-    assert Ledger.objects.count() > 0
-    assert set(Ledger.objects.values_list("attempts", flat=True)) == {0}
-    assert worker_process("--drain", SCRIPTED_SLEEP="0").wait()[0] == 0
-    assert_in_step(BookEmbedding)
-
-
-def test_a_second_signal_ends_at_once(worker_process):
-    Book.objects.create(title="SLEEP")
-    worker = worker_process(SCRIPTED_SLEEP="20")
-    worker.says("asleep")
-    worker.send(signal.SIGTERM)
-    until(lambda: (worker.send(signal.SIGTERM), worker.process.poll() is not None)[1], every=0.3)
-    assert worker.process.returncode == 130
-
-
-def test_a_row_that_kills_workers_is_parked_and_its_neighbours_are_not(drain, worker_process):
-    drain()
-    Book.objects.bulk_create([Book(title=f"good {n}") for n in range(5)])
-    Book.objects.create(title="DIE")
-    for _ in range(10):
-        status, _ = worker_process("--drain", DJANGO_SETTINGS_MODULE="tests.short_lease").wait()
-        if status == 0 and not Ledger.objects.filter(run_at__isnull=False).exists():
-            break
-        make_due()
-    owed = Ledger.objects.get()
-    assert owed.run_at is None
-    assert "worker died" in owed.last_error
-    assert BookEmbedding.objects.count() == 5
-
-
-def test_workers_share_the_work(drain, worker_process):
-    drain()
-    Book.objects.bulk_create([Book(title=f"SLEEP {n}") for n in range(2000)])
-    workers = [worker_process("--drain", SCRIPTED_SLEEP="0.001") for _ in range(3)]
-    outputs = [worker.wait() for worker in workers]
-    assert [status for status, _ in outputs] == [0, 0, 0], outputs
-    settled = [int(output.split(" of ")[-2].split()[-1]) for _, output in outputs]
-    assert sum(settled) == 2000
-    assert_in_step(BookEmbedding)
-
-
 def test_an_unserved_sidecar_at_the_head_holds_up_nobody(drain):
     Inbox.objects.bulk_create(
         [Inbox(sidecar="gone.elsewhere", kind="row", source_pk=str(n)) for n in range(600)]
@@ -436,76 +366,6 @@ def test_folding_does_not_walk_over_what_was_folded_before(drain):
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 40
 
 
-def test_the_index_is_built_when_the_first_fill_has_ended(drain):
-    def definition():
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_get_indexdef('library_bookembedding_hnsw'::regclass)")
-            return cursor.fetchone()[0]
-
-    execute('DROP INDEX "library_bookembedding_hnsw"')
-    with connection.schema_editor() as editor:
-        editor.add_index(BookEmbedding, BookEmbedding._meta.indexes[0])
-    assert "WHERE false" in definition()
-    Book.objects.create(title="FAIL")
-    drain()
-    assert "WHERE false" in definition()
-    Book.objects.update(title="good")
-    drain()
-    assert "WHERE" not in definition()
-    assert "hnsw" in definition()
-
-
-def test_an_index_that_cannot_be_built_stops_nothing(drain, caplog):
-    execute('DROP INDEX "library_bookembedding_hnsw"')
-    with connection.schema_editor() as editor:
-        editor.add_index(BookEmbedding, BookEmbedding._meta.indexes[0])
-    execute("CREATE TABLE library_bookembedding_hnsw_full ()")
-    Book.objects.create(title="A")
-    drain()
-    assert "the index of library.BookEmbedding was not built" in caplog.text
-    assert_in_step(BookEmbedding)
-    execute("DROP TABLE library_bookembedding_hnsw_full")
-    SidecarState.objects.update(index_until=None)
-    drain()
-    assert indexing.is_built(BookEmbedding, "default")
-
-
-def test_a_half_built_index_is_built_anew_and_a_whole_one_used(drain):
-    Book.objects.create(title="A")
-    drain()
-    name = '"library_bookembedding_hnsw"'
-    for whole in (True, False):
-        execute(f"DROP INDEX {name}")
-        with connection.schema_editor() as editor:
-            editor.add_index(BookEmbedding, BookEmbedding._meta.indexes[0])
-        full = BookEmbedding._meta.indexes[0].clone()
-        full.name = "library_bookembedding_hnsw_full"
-        with connection.schema_editor(atomic=False) as editor:
-            editor.add_index(BookEmbedding, full, concurrently=True)
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 'library_bookembedding_hnsw_full'::regclass::oid")
-            before = cursor.fetchone()
-            if not whole:
-                cursor.execute(
-                    "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s", before
-                )
-            indexing.build(BookEmbedding, "default")
-            cursor.execute("SELECT %s::regclass::oid", [name])
-            assert (cursor.fetchone() == before) is whole
-        assert indexing.is_built(BookEmbedding, "default")
-
-
-def test_a_sidecar_without_an_index_is_left_so(drain):
-    execute('DROP INDEX "library_bookembedding_hnsw"')
-    Book.objects.create(title="A")
-    drain()
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT to_regclass('library_bookembedding_hnsw')")
-        assert cursor.fetchone() == (None,)
-    with connection.schema_editor() as editor:
-        editor.add_index(BookEmbedding, BookEmbedding._meta.indexes[0])
-
-
 def test_a_schema_change_under_a_worker_blames_no_row(drain, caplog):
     Book.objects.create(title="A")
     execute("ALTER TABLE library_book RENAME COLUMN body TO text")
@@ -528,26 +388,6 @@ def test_a_sidecar_whose_table_is_gone_stops_no_other(drain):
     assert "does not exist" in worker.errors["library.memoembedding"]
     assert BookEmbedding.objects.count() == 1
     execute("ALTER TABLE elsewhere RENAME TO library_memoembedding")
-
-
-def test_a_worker_whose_connections_are_cut_goes_on(drain, worker_process):
-    drain()
-    worker = worker_process()
-    for n in range(5):
-        Book.objects.create(title=f"Book {n}")
-        until(lambda: not Inbox.objects.exists() and not Ledger.objects.exists())
-        execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-    Book.objects.create(title="last")
-    until(lambda: BookEmbedding.objects.count() == 6)
-    assert worker.process.poll() is None
-    worker.send(signal.SIGTERM)
-    status, output = worker.wait()
-    assert status == 0, output
-    assert "the database failed" in output
-    assert_in_step(BookEmbedding)
 
 
 def test_the_command_reports_how_far_it_is(drain, capsys):

@@ -12,11 +12,12 @@ WITH due AS MATERIALIZED (
     ) d
 )
 UPDATE embedsync_ledger
-SET token = CASE WHEN attempts < %(max_attempts)s THEN %(token)s::uuid END,
-    -- A row that was tried often enough, and never came back to fail, is parked here.
-    run_at = CASE WHEN attempts < %(max_attempts)s
+SET token = CASE WHEN dirty OR attempts < %(max_attempts)s THEN %(token)s::uuid END,
+    -- A row that was tried often enough, and never came back to fail, is parked here,
+    -- unless it is another text by now.
+    run_at = CASE WHEN dirty OR attempts < %(max_attempts)s
         THEN clock_timestamp() + %(lease)s * interval '1 second' END,
-    last_error = CASE WHEN attempts >= %(max_attempts)s AND last_error = ''
+    last_error = CASE WHEN NOT dirty AND attempts >= %(max_attempts)s AND last_error = ''
         THEN 'The worker died while it held this row.' ELSE last_error END,
     attempts = least(attempts + 1, %(max_attempts)s),
     worker = %(worker)s,

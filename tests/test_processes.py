@@ -1,0 +1,119 @@
+"""Workers as processes of their own: signals, deaths, sharing, lost connections."""
+
+import signal
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from embedsync.declaration import sidecars
+from embedsync.models import Inbox, Ledger
+from tests.library.models import Book
+from tests.sync import assert_in_step
+from tests.workers import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BookEmbedding = Book.embedding.model
+KEY = "library.bookembedding"
+LIBRARY = [sidecar for sidecar in sidecars() if sidecar._meta.app_label == "library"]
+
+
+def execute(sql, params=None):
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+
+
+def make_due():
+    """Let the time of all retries and leases come."""
+    Ledger.objects.filter(run_at__isnull=False).update(run_at=timezone.now())
+
+
+def test_a_lease_is_extended_while_embedding_takes_long(drain, worker_process):
+    """A second worker must not take over what the first is still at."""
+    drain()
+    Book.objects.create(title="SLEEP")
+    slow = {"SCRIPTED_SLEEP": "3", "DJANGO_SETTINGS_MODULE": "tests.short_lease"}
+    first = worker_process("--drain", **slow)
+    until(lambda: Ledger.objects.exclude(token=None).exists())
+    token = Ledger.objects.get().token
+    second = worker_process("--drain", **slow)
+    tokens = set()
+    while first.process.poll() is None:
+        tokens |= set(Ledger.objects.values_list("token", "dirty"))
+    assert tokens == {(token, False)}
+    assert first.wait()[0] == 0
+    assert second.wait()[0] == 0
+    assert_in_step(BookEmbedding)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_hands_the_batch_back(drain, worker_process, number):
+    drain()
+    Book.objects.bulk_create([Book(title=f"SLEEP {n}") for n in range(300)])
+    worker = worker_process(SCRIPTED_SLEEP="0.01")
+    until(lambda: Ledger.objects.exclude(token=None).count() == 300)
+    worker.send(number)
+    status, output = worker.wait()
+    assert status == 0, output
+    assert Ledger.objects.exclude(token=None).count() == 0
+    assert BookEmbedding.objects.count() + Ledger.objects.count() == 300
+    assert Ledger.objects.count() > 0
+    assert set(Ledger.objects.values_list("attempts", flat=True)) == {0}
+    assert worker_process("--drain", SCRIPTED_SLEEP="0").wait()[0] == 0
+    assert_in_step(BookEmbedding)
+
+
+def test_a_second_signal_ends_at_once(worker_process):
+    Book.objects.create(title="SLEEP")
+    worker = worker_process(SCRIPTED_SLEEP="20")
+    worker.says("asleep")
+    worker.send(signal.SIGTERM)
+    until(lambda: (worker.send(signal.SIGTERM), worker.process.poll() is not None)[1], every=0.3)
+    assert worker.process.returncode == 130
+
+
+def test_a_row_that_kills_workers_is_parked_and_its_neighbours_are_not(drain, worker_process):
+    drain()
+    Book.objects.bulk_create([Book(title=f"good {n}") for n in range(5)])
+    Book.objects.create(title="DIE")
+    for _ in range(10):
+        status, _ = worker_process("--drain", DJANGO_SETTINGS_MODULE="tests.short_lease").wait()
+        if status == 0 and not Ledger.objects.filter(run_at__isnull=False).exists():
+            break
+        make_due()
+    owed = Ledger.objects.get()
+    assert owed.run_at is None
+    assert "worker died" in owed.last_error
+    assert BookEmbedding.objects.count() == 5
+
+
+def test_workers_share_the_work(drain, worker_process):
+    drain()
+    Book.objects.bulk_create([Book(title=f"SLEEP {n}") for n in range(2000)])
+    workers = [worker_process("--drain", SCRIPTED_SLEEP="0.001") for _ in range(3)]
+    outputs = [worker.wait() for worker in workers]
+    assert [status for status, _ in outputs] == [0, 0, 0], outputs
+    settled = [int(output.split(" of ")[-2].split()[-1]) for _, output in outputs]
+    assert sum(settled) == 2000
+    assert_in_step(BookEmbedding)
+
+
+def test_a_worker_whose_connections_are_cut_goes_on(drain, worker_process):
+    drain()
+    worker = worker_process()
+    for n in range(5):
+        Book.objects.create(title=f"Book {n}")
+        until(lambda: not Inbox.objects.exists() and not Ledger.objects.exists())
+        execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    Book.objects.create(title="last")
+    until(lambda: BookEmbedding.objects.count() == 6)
+    assert worker.process.poll() is None
+    worker.send(signal.SIGTERM)
+    status, output = worker.wait()
+    assert status == 0, output
+    assert "the database failed" in output
+    assert_in_step(BookEmbedding)
