@@ -1,8 +1,7 @@
 """The HNSW index of a sidecar, built when the first fill has ended.
 
-With the index in place a row costs 4.4 ms of CPU to write; built afterwards, 1.1 ms
-(docs/benchmarks.md). So the migration creates it empty, under its own name, and a worker replaces
-it by a full one.
+A row costs several times the CPU to write where the index is in place already. So the migration
+creates it empty, under its own name, and a worker replaces it by a full one (docs/design.md).
 """
 
 from typing import Any

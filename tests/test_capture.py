@@ -7,14 +7,10 @@ from django.contrib.flatpages.models import FlatPage
 from django.db import connection, transaction
 
 from embedsync.models import Inbox
+from tests.books import execute
 from tests.library.models import Book, Letter, Memo, Parcel, Postscript, Ticket
 
 pytestmark = pytest.mark.django_db
-
-
-def execute(sql, params=None):
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
 
 
 def events(key="library.bookembedding"):

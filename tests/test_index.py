@@ -2,29 +2,14 @@
 
 import pytest
 from django.db import connection
-from django.utils import timezone
 
 from embedsync import indexing
-from embedsync.declaration import sidecars
-from embedsync.models import Ledger, SidecarState
+from embedsync.models import SidecarState
+from tests.books import BookEmbedding, execute
 from tests.library.models import Book
 from tests.sync import assert_in_step
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-BookEmbedding = Book.embedding.model
-KEY = "library.bookembedding"
-LIBRARY = [sidecar for sidecar in sidecars() if sidecar._meta.app_label == "library"]
-
-
-def execute(sql, params=None):
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-
-
-def make_due():
-    """Let the time of all retries and leases come."""
-    Ledger.objects.filter(run_at__isnull=False).update(run_at=timezone.now())
 
 
 def test_the_index_is_built_when_the_first_fill_has_ended(drain):

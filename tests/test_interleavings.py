@@ -13,14 +13,12 @@ from embedsync.models import Ledger, SidecarState
 from embedsync.queue import Claim
 from embedsync.state import SupersededError
 from embedsync.worker import Worker
+from tests.books import KEY, BookEmbedding
 from tests.library.models import Book
 from tests.sync import assert_in_step
 from tests.workers import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-BookEmbedding = Book.embedding.model
-KEY = "library.bookembedding"
 
 
 @dataclass

@@ -17,19 +17,12 @@ from embedsync.models import EmbeddedModel, Embedding, Inbox, Ledger, SidecarSta
 from embedsync.queue import Queue
 from embedsync.worker import Worker
 from example_project.postgres import PROJECT
+from tests.books import KEY, BookEmbedding, execute
 from tests.library.models import Book, Parcel
 from tests.sync import assert_in_step, stored_vectors
 from tests.workers import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-BookEmbedding = Book.embedding.model
-KEY = "library.bookembedding"
-
-
-def execute(sql, params=None):
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
 
 
 @pytest.fixture

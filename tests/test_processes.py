@@ -3,30 +3,14 @@
 import signal
 
 import pytest
-from django.db import connection
-from django.utils import timezone
 
-from embedsync.declaration import sidecars
 from embedsync.models import Inbox, Ledger
+from tests.books import BookEmbedding, execute, make_due
 from tests.library.models import Book
 from tests.sync import assert_in_step
 from tests.workers import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-BookEmbedding = Book.embedding.model
-KEY = "library.bookembedding"
-LIBRARY = [sidecar for sidecar in sidecars() if sidecar._meta.app_label == "library"]
-
-
-def execute(sql, params=None):
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-
-
-def make_due():
-    """Let the time of all retries and leases come."""
-    Ledger.objects.filter(run_at__isnull=False).update(run_at=timezone.now())
 
 
 def test_a_lease_is_extended_while_embedding_takes_long(drain, worker_process):

@@ -15,6 +15,7 @@ from embedsync import index, indexing
 from embedsync.database import binary_cursor
 from embedsync.embedders import get_embedder
 from embedsync.models import EmbeddingQuerySet
+from tests.books import BookEmbedding, execute
 from tests.embedders import ScriptedEmbedder
 from tests.library.models import Book, Letter, Memo, Postscript, Ticket
 
@@ -22,13 +23,7 @@ models.CharField.register_lookup(Length)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-BookEmbedding = Book.embedding.model
 DIMENSIONS = 64
-
-
-def execute(sql, params=None):
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
 
 
 def unit(rows):

@@ -14,25 +14,14 @@ from embedsync.declaration import sidecars
 from embedsync.models import Inbox, Ledger, SidecarState
 from embedsync.queue import Queue
 from embedsync.worker import Worker
+from tests.books import KEY, BookEmbedding, execute, make_due
 from tests.library.models import Book, FlatPageEmbedding, Letter, Memo, Parcel, Ticket
 from tests.sync import assert_in_step, stored_vectors
 from tests.workers import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-BookEmbedding = Book.embedding.model
-KEY = "library.bookembedding"
 LIBRARY = [sidecar for sidecar in sidecars() if sidecar._meta.app_label == "library"]
-
-
-def execute(sql, params=None):
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-
-
-def make_due():
-    """Let the time of all retries and leases come."""
-    Ledger.objects.filter(run_at__isnull=False).update(run_at=timezone.now())
 
 
 def test_all_kinds_of_sources(drain):
