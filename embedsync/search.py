@@ -38,6 +38,8 @@ SCAN_SETTINGS = {
     "hnsw.scan_mem_multiplier": "1000",
 }
 
+INDEX_MAY_BE_FIRST_PART_OF_SORT = 170000
+
 
 class QueryVector(models.Expression):
     """The vector that is searched for; a text is embedded when the SQL is made, and only once."""
@@ -174,7 +176,15 @@ class SimilarQuery(models.sql.Query):
         self, using: str | None = None, connection: Any = None, elide_empty: bool = True
     ) -> SQLCompiler:
         connection = connection or connections[using]  # type: ignore[index]
-        return SimilarCompiler(self, connection, using, elide_empty)
+        query: Any = self
+        # The key as second column makes the order of pages stable. Before PostgreSQL 17 it would
+        # lose the index, which could not be the first part of a sort.
+        if self.order_by == ("distance",) and (
+            self.is_exact() or connection.pg_version >= INDEX_MAY_BE_FIRST_PART_OF_SORT
+        ):
+            query = self.clone()
+            query.order_by = ("distance", "pk")
+        return SimilarCompiler(query, connection, using, elide_empty)
 
     def is_exact(self) -> bool:
         distance = self.annotations.get("distance")
@@ -239,8 +249,7 @@ def similar(
     if min_similarity is not None:
         found = found.filter(distance__lte=1 - min_similarity)
     found.query = found.query.chain(klass=SimilarQuery)
-    # The key makes the order of pages stable, and costs nothing.
-    ordered: models.QuerySet[M] = found.order_by("distance", "pk")
+    ordered: models.QuerySet[M] = found.order_by("distance")
     return ordered
 
 
