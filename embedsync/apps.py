@@ -8,9 +8,11 @@ class EmbedsyncConfig(AppConfig):
 
     def ready(self) -> None:
         from embedsync import checks  # noqa: F401  (registers them)
-        from embedsync.capture import renew_triggers
+        from embedsync.declaration import add_dependencies
         from embedsync.queue import forget_dropped
+        from embedsync.triggers import renew_triggers
 
+        add_dependencies()
         for receiver in (renew_triggers, forget_dropped):
             name = f"embedsync.{receiver.__name__}"
             post_migrate.connect(receiver, sender=self, dispatch_uid=name)

@@ -5,25 +5,32 @@ tables, and what their cost is: docs/design.md.
 """
 
 import logging
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from django.apps import apps as django_apps
-from django.core.exceptions import FieldDoesNotExist
-from django.db import connections, models, router
+from django.core.exceptions import FieldDoesNotExist, FieldError
+from django.db import models
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.ddl_references import Columns, Statement, Table
 from django.db.backends.utils import truncate_name
 from django.db.migrations.exceptions import IrreversibleError
 
+from embedsync.events import ROW, STATEMENT, EventColumns, event_sql
+from embedsync.path import watched_tables
 from embedsync.sql import statement
 
 logger = logging.getLogger("embedsync")
 
+Level = Literal["statement", "row", "always"]
+LEVELS: tuple[Level, ...] = ("statement", "row", "always")
+
 OLD = "OLD TABLE AS old_rows"
 NEW = "NEW TABLE AS new_rows"
-EVENTS = {"INSERT": [NEW], "UPDATE": [OLD, NEW], "DELETE": [OLD], "TRUNCATE": []}
-# PostgreSQL cuts names at 63 bytes; the longest suffix is "_truncate".
-NAME_LENGTH = 54
+TRANSITION_TABLES = {"INSERT": [NEW], "UPDATE": [OLD, NEW], "DELETE": [OLD], "TRUNCATE": []}
+USES = ("keys", "identity", "values")  # of columns: see EventColumns
+# PostgreSQL cuts names at 63 bytes; the longest suffix is "_99_truncate".
+NAME_LENGTH = 51
 
 
 def quoted_schema(schema_editor: BaseDatabaseSchemaEditor) -> str:
@@ -39,8 +46,9 @@ def quoted_schema(schema_editor: BaseDatabaseSchemaEditor) -> str:
 
 
 def function_sql(schema: str) -> str:
-    """The trigger function and its sequence, for a quoted schema."""
-    return statement("capture").replace("{schema}", schema)
+    """The trigger function and what belongs to it, for a quoted schema."""
+    in_a_string = schema.replace("'", "''")
+    return statement("capture").replace("{schema}", schema).replace("{literal}", in_a_string)
 
 
 def source_options(sidecar: Any) -> Any:
@@ -57,19 +65,57 @@ def source_options(sidecar: Any) -> Any:
         ) from None
 
 
+@dataclass(frozen=True)
+class Trigger:
+    """One trigger as it has to be. ``table`` and ``update_of`` are quoted."""
+
+    name: str
+    table: str
+    event: str
+    arguments: tuple[str, ...]
+    level: Level
+    update_of: tuple[str, ...] = ()
+
+    def sql(self, schema: str, sidecar: str, quote_name: Any, quote_value: Any) -> str:
+        """The statement that makes it; ``schema`` and ``sidecar`` are quoted identifiers."""
+        for_each_row = self.level != "statement" and self.event != "TRUNCATE"
+        tables = [] if for_each_row else TRANSITION_TABLES[self.event]
+        event = self.event
+        if self.update_of:
+            event += f" OF {', '.join(self.update_of)}"
+        made = statement("trigger").format(
+            trigger=quote_name(self.name),
+            event=event,
+            table=self.table,
+            referencing=f"REFERENCING {' '.join(tables)}\n" if tables else "",
+            level="ROW" if for_each_row else "STATEMENT",
+            sidecar=quote_value(sidecar),
+            schema=schema,
+            arguments=", ".join(map(quote_value, self.arguments)),
+        )
+        if self.level == "always":
+            made += f"ALTER TABLE {self.table} ENABLE ALWAYS TRIGGER {quote_name(self.name)};\n"
+        return made
+
+
 class SyncTrigger(models.BaseConstraint):
-    """The triggers of one sidecar on its source, as a constraint of the sidecar.
+    """The triggers of one sidecar on its source and on related tables, as a constraint.
 
     A constraint, because stock ``makemigrations`` writes, compares and removes constraints. It
     stands in the sidecar's ``Meta`` because the source may belong to somebody else.
 
-    ``key`` names the sidecar in trigger, inbox and ledger; ``fields`` are the source's fields whose
-    change makes an event.
+    ``key`` names the sidecar in trigger, inbox and ledger; ``fields`` are the names, from the
+    source on, whose change makes an event (``"title"``, ``"director__name"``); ``level`` is
+    "statement", or "row" for triggers that run once for each row, or "always" for such that also
+    do so where rows are replicated.
     """
 
-    def __init__(self, *, key: str, fields: list[str], name: str) -> None:
+    def __init__(
+        self, *, key: str, fields: list[str], name: str, level: Level = "statement"
+    ) -> None:
         self.key = key
         self.fields = list(fields)
+        self.level = level
         super().__init__(name=name)
 
     @staticmethod
@@ -79,7 +125,10 @@ class SyncTrigger(models.BaseConstraint):
 
     def deconstruct(self) -> Any:
         path, args, kwargs = super().deconstruct()
-        return path, args, {**kwargs, "key": self.key, "fields": self.fields}
+        kwargs |= {"key": self.key, "fields": self.fields}
+        if self.level != "statement":
+            kwargs["level"] = self.level
+        return path, args, kwargs
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, SyncTrigger):
@@ -91,37 +140,27 @@ class SyncTrigger(models.BaseConstraint):
 
     def constraint_sql(self, model: Any, schema_editor: Any) -> Any:
         """Nothing for CREATE TABLE: the triggers are made after it."""
-        schema_editor.deferred_sql.append(self.create_sql(model, schema_editor))
+        self.create_sql(model, schema_editor)
 
-    def create_sql(self, model: Any, schema_editor: Any) -> Any:
-        return TriggerStatement(self, model, schema_editor)
+    def create_sql(self, model: Any, schema_editor: Any) -> str:
+        """Nothing now: writers wait from CREATE TRIGGER on, so it comes last in a migration."""
+        try:
+            triggers = TriggerStatement(self, model, schema_editor)
+        except (FieldDoesNotExist, FieldError) as error:
+            # Django may add a relation after what looks over it. After the migration the triggers
+            # are found missing (triggers.py).
+            logger.info("the triggers of %s are made after the migration: %s", self.key, error)
+        else:
+            schema_editor.deferred_sql.append(triggers)
+        return ""
 
     def remove_sql(self, model: Any, schema_editor: Any) -> str:
         deferred = schema_editor.deferred_sql
         deferred[:] = [sql for sql in deferred if getattr(sql, "trigger", None) != self]
-        source = source_options(model)
-        quote_name = schema_editor.quote_name
-        drops = [
-            f"DROP TRIGGER IF EXISTS {quote_name(self.trigger_name(event))}"
-            f" ON {quote_name(source.db_table)};"
-            for event in EVENTS
-        ]
-        # First what a worker's fill locks first: DROP TRIGGER shuts everybody out of the source.
-        # The sidecar is forgotten after the migration, if no other trigger has come to serve it.
-        state = (
-            f"SELECT FROM {quoted_schema(schema_editor)}.embedsync_sidecar"
-            f" WHERE key = {schema_editor.quote_value(self.key)} FOR UPDATE;"
-        )
+        sql = statement("drop_triggers").replace("{schema}", quoted_schema(schema_editor))
+        sql = sql.replace("{key}", schema_editor.quote_value(self.key))
         # Django's remove_constraint() reads % as the start of a parameter.
-        return "\n".join([state, *drops]).replace("%", "%%")
-
-    def columns(self, model: Any) -> list[str]:
-        """The columns of the source that the triggers name: the primary key's, then the watched."""
-        source = source_options(model)
-        return [source.pk.column, *(source.get_field(name).column for name in self.fields)]
-
-    def trigger_name(self, event: str) -> str:
-        return f"{self.name}_{event.lower()}"
+        return sql.replace("%", "%%")
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to validate: it is a constraint in name only."""
@@ -138,73 +177,59 @@ class TriggerStatement(Statement):
         self.trigger = trigger
         self.schema = quoted_schema(schema_editor)
         self.quote_name, self.quote_value = schema_editor.quote_name, schema_editor.quote_value
-        source = source_options(sidecar).db_table
-        parts = {
-            "source": Table(source, self.quote_name),
-            "sidecar": Table(sidecar._meta.db_table, self.quote_name),
-            "columns": Columns(source, trigger.columns(sidecar), self.quote_name),
-        }
+        self.watched = watched_tables(source_options(sidecar), trigger.fields)
+        parts: dict[str, Any] = {"sidecar": Table(sidecar._meta.db_table, self.quote_name)}
+        for number, watched in enumerate(self.watched):
+            table = watched.options.db_table
+            parts[f"table{number}"] = Table(table, self.quote_name)
+            uses = (watched.keys, watched.options.pk_fields, watched.columns.values())
+            for name, fields in zip(USES, uses, strict=True):
+                columns = [field.column for field in fields]
+                parts[f"{name}{number}"] = Columns(table, columns, self.quote_name)
         super().__init__("", **parts)
 
-    def __str__(self) -> str:
-        key = self.quote_value(self.trigger.key)
-        columns: Any = self.parts["columns"]  # renamed there, where a migration renames one
-        names = {"source": str(self.parts["source"]), "schema": self.schema}
-        triggers = [
-            statement("trigger").format(
-                trigger=self.quote_name(self.trigger.trigger_name(event)),
-                event=event,
-                referencing=f"REFERENCING {' '.join(tables)}\n" if tables else "",
-                sidecar=self.quote_value(str(self.parts["sidecar"])),
-                arguments=", ".join([key, *map(self.quote_value, columns.columns)]),
-                **names,
+    def triggers(self) -> Iterator[Trigger]:
+        """The triggers under the names that tables and columns have now."""
+        trigger = self.trigger
+        for number, watched in enumerate(self.watched):
+            parts: dict[str, Any] = {name: self.parts[f"{name}{number}"] for name in USES}
+            columns = EventColumns(
+                **{name: [*map(self.quote_name, part.columns)] for name, part in parts.items()},
+                related=not watched.is_source,
             )
-            for event, tables in EVENTS.items()
+            base = f"{trigger.name}_{number}" if number else trigger.name
+            for event in watched.events:
+                arguments, update_of = [trigger.key], []
+                if event != "TRUNCATE":
+                    rows = STATEMENT if trigger.level == "statement" else ROW
+                    arguments += [watched.lookup, event_sql(event, columns, rows)]
+                if event == "UPDATE" and trigger.level != "statement":
+                    update_of = columns.all
+                yield Trigger(
+                    f"{base}_{event.lower()}",
+                    str(self.parts[f"table{number}"]),
+                    event,
+                    tuple(arguments),
+                    trigger.level,
+                    tuple(update_of),
+                )
+
+    def __str__(self) -> str:
+        source, sidecar = str(self.parts["table0"]), str(self.parts["sidecar"])
+        triggers = list(self.triggers())
+        names = {
+            "key": self.quote_value(self.trigger.key),
+            "schema": self.schema,
+            "source": source,
+            "sidecar": sidecar,
+            "tables": ", ".join({self.quote_value(trigger.table): None for trigger in triggers}),
+        }
+        made = [
+            trigger.sql(self.schema, sidecar, self.quote_name, self.quote_value)
+            for trigger in triggers
         ]
         before, after = (
-            statement(name).format(key=key, sidecar=self.parts["sidecar"], **names)
-            for name in ("trigger_added", "nothing_to_fill")
+            statement(name).format(**names) for name in ("trigger_added", "nothing_to_fill")
         )
         # The function too, because tests that run without migrations have nothing else to make it.
-        return "\n".join([function_sql(self.schema), before, *triggers, after])
-
-
-def renew_triggers(*, using: str, apps: Any = django_apps, **_: Any) -> None:
-    """After a migration: make triggers anew that are missing, or that name what has been renamed.
-
-    A migration may rename a column without a change of the declaration, in another app above all.
-    ``apps`` are the models as they are in the database now.
-    """
-    connection: Any = connections[using]
-    if connection.vendor != "postgresql":
-        return
-    tables = set(connection.introspection.table_names())
-    for model in apps.get_models():
-        for trigger in model._meta.constraints:
-            if not isinstance(trigger, SyncTrigger) or model._meta.db_table not in tables:
-                continue
-            if not router.allow_migrate_model(using, model):
-                continue
-            try:
-                wanted = [trigger.key, *trigger.columns(model)]
-            except FieldDoesNotExist as error:
-                logger.warning("the triggers of %s wait for its migration: %s", trigger.key, error)
-                continue
-            if is_outdated(connection, trigger, source_options(model).db_table, wanted):
-                with connection.schema_editor() as editor:
-                    editor.execute(trigger.create_sql(model, editor), params=None)
-
-
-def is_outdated(connection: Any, trigger: SyncTrigger, table: str, arguments: list[str]) -> bool:
-    """Whether one of the triggers is missing or has other arguments than these."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT tgargs FROM pg_trigger WHERE tgrelid = to_regclass(%s) AND tgname = ANY(%s)",
-            [
-                connection.ops.quote_name(table),
-                [trigger.trigger_name(event) for event in EVENTS],
-            ],
-        )
-        found = [bytes(arguments) for (arguments,) in cursor.fetchall()]
-    wanted = b"".join(argument.encode() + b"\0" for argument in arguments)
-    return found != [wanted] * len(EVENTS)
+        return "\n".join([function_sql(self.schema), before, *made, after])

@@ -7,10 +7,18 @@ from typing import Any
 import psycopg
 from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db import ProgrammingError, connections, models, transaction
+from django.db.models.expressions import RawSQL
 from pgvector.psycopg.halfvec import register_halfvec_info
 from psycopg.types import TypeInfo
 
-from embedsync.declaration import EmbeddingModel, declaration_of, relation_of, source_of
+from embedsync.declaration import (
+    EmbeddingModel,
+    declaration_of,
+    key_fields,
+    source_of,
+    watched_of,
+)
+from embedsync.events import key_text
 from embedsync.sql import statement
 
 # Of a worker's own transactions. READ COMMITTED, whatever the database's default is: the moves rely
@@ -53,21 +61,61 @@ def binary_cursor(using: str) -> Iterator[Any]:
 
 
 class Names:
-    """The identifiers of a sidecar and its source for the SQL of the moves, quoted."""
+    """The identifiers of a sidecar and its source for the SQL of the moves, quoted.
+
+    ``pk`` are the columns of the source's key, ``source_pk`` those of the sidecar that repeat it.
+    ``key``, ``page_key`` and ``given_key`` go between a key's columns and its text in the queue.
+    """
 
     def __init__(self, sidecar: type[EmbeddingModel], using: str) -> None:
-        quote = connections[using].ops.quote_name
-        source: Any = source_of(sidecar)._meta
-        table = quote(source.db_table)
+        connection = connections[using]
+        quote = connection.ops.quote_name
+        fields = key_fields(sidecar)
+        types = [ours.db_type(connection) for ours, _ in fields]
         self.sidecar = quote(sidecar._meta.db_table)
-        self.source = table
-        self.pk = f"{table}.{quote(source.pk.column)}"
-        self.pk_type = relation_of(sidecar).db_type(connections[using])
+        self.source = quote(source_of(sidecar)._meta.db_table)
+        pk = source_columns(sidecar, using)
+        source_pk = [f"{self.sidecar}.{quote(ours.column)}" for ours, _ in fields]
+        page = [f"k{number}" for number, _ in enumerate(fields)]
+        self.pk, self.source_pk, self.page = map(", ".join, (pk, source_pk, page))
+        self.page_desc = ", ".join(f"{name} DESC" for name in page)
+        self.columns = ", ".join(quote(ours.column) for ours, _ in fields)
+        self.pk_page, self.source_page = (
+            ", ".join(f"{column} AS {name}" for column, name in zip(columns, page, strict=True))
+            for columns in (pk, source_pk)
+        )
+        self.key, self.source_key, self.page_key = map(key_text, (pk, source_pk, page))
+        self.given_key = key_columns("given.key", types)
+        self.after_key = key_columns("%(after)s", types)
+        reached = key_columns("picked.reached", types)
+        self.after_reached = f"WHERE picked.reached IS NULL OR ({self.page}) > ({reached})"
         self.eligible = eligible_sql(sidecar, using)
 
     def fill(self, name: str, **more: str) -> str:
         """The statement ``name`` with its identifiers in place."""
         return statement(name).format(**vars(self), **more)
+
+    def page_of_keys(self, after: str) -> str:
+        """The query of the next keys, those ``after`` a comparison like ``"> (7)"``."""
+        return self.fill(
+            "page_of_keys",
+            after_pk=after and f"WHERE ({self.pk}) {after}",
+            after_source_pk=after and f"WHERE ({self.source_pk}) {after}",
+        )
+
+
+def key_columns(key: str, types: list[str | None]) -> str:
+    """SQL for the columns of a key that is given as text: the opposite of ``key_text()``."""
+    if len(types) == 1:
+        return f"{key}::{types[0]}"
+    return ", ".join(f"({key}::jsonb ->> {n})::{name}" for n, name in enumerate(types))
+
+
+def source_columns(sidecar: type[EmbeddingModel], using: str) -> list[str]:
+    """The columns of the source's key, quoted and qualified."""
+    quote = connections[using].ops.quote_name
+    table = quote(source_of(sidecar)._meta.db_table)
+    return [f"{table}.{quote(theirs.column)}" for _, theirs in key_fields(sidecar)]
 
 
 def eligible(sidecar: type[EmbeddingModel], using: str) -> "models.QuerySet[models.Model]":
@@ -79,17 +127,42 @@ def eligible(sidecar: type[EmbeddingModel], using: str) -> "models.QuerySet[mode
 
 def eligible_sql(sidecar: type[EmbeddingModel], using: str) -> str:
     """The condition as SQL over the source's table, with % doubled for parameters to come."""
-    query = eligible(sidecar, using).query
+    rows = eligible(sidecar, using)
+    query = rows.query
     if not query.where:
         return "TRUE"
     compiler = query.get_compiler(using)
     compiler.pre_sql_setup()
     try:
-        sql, params = compiler.compile(query.where)
+        if len(query.alias_map) > 1:
+            # It looks at other tables as well: of a parent, or a related row. Under other names,
+            # because the source's own stands outside, too.
+            keys = rows.values_list(*(theirs.attname for _, theirs in key_fields(sidecar)))
+            keys.query.bump_prefix(query)
+            sql, params = keys.query.sql_with_params()
+            sql = f"({', '.join(source_columns(sidecar, using))}) IN ({sql})"
+        else:
+            sql, params = compiler.compile(query.where)
     except EmptyResultSet:
         return "FALSE"
     except FullResultSet:
         return "TRUE"
+    return literal_sql(using, sql, params).replace("%", "%%")
+
+
+def related_sql(sidecar: type[EmbeddingModel], hop: str, using: str) -> str | None:
+    """A query of the keys of the source's rows that the event ``picked`` of a hop belongs to.
+
+    None where the sidecar's declaration has no such hop.
+    """
+    keys = {watched.lookup: watched.keys for watched in watched_of(sidecar)}
+    if not hop or hop not in keys:
+        return None
+    (column,) = keys[hop]
+    value = RawSQL(f"picked.source_pk::{column.db_type(connections[using])}", [])  # noqa: S611
+    rows = source_of(sidecar)._base_manager.using(using).order_by().filter(**{hop: value})
+    keys_of_source = [theirs.attname for _, theirs in key_fields(sidecar)]
+    sql, params = rows.values_list(*keys_of_source).query.sql_with_params()
     return literal_sql(using, sql, params).replace("%", "%%")
 
 

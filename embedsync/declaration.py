@@ -2,14 +2,11 @@
 
 import copy
 import sys
-from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any
+from typing import Any, Unpack
 
 from django.apps import apps
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import FieldError, ImproperlyConfigured
 from django.db import models
-from django.db.migrations.writer import MigrationWriter
 from django.db.models.base import ModelBase
 from django.db.models.functions import Now
 from django.db.models.signals import class_prepared
@@ -18,115 +15,14 @@ from pgvector.django import HalfVectorField
 from embedsync.capture import SyncTrigger
 from embedsync.conf import settings
 from embedsync.index import DeferredHnswIndex
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """What of a source's row is embedded, which rows, and by what."""
-
-    fields: tuple[str, ...]
-    template: str | None = None
-    condition: models.Q | None = None
-    embedder: str = "default"
-
-    def __post_init__(self) -> None:
-        if not all(isinstance(name, str) for name in self.fields):
-            raise TypeError('Name the fields one by one: Embedding("title", "body").')
-        if self.condition is not None and not isinstance(self.condition, models.Q):
-            raise TypeError(f"condition= is a Q object, not {type(self.condition).__name__}.")
-
-    @property
-    def condition_fields(self) -> list[str]:
-        """The names of fields and relations that the condition looks at, in order, each once."""
-        if self.condition is None:
-            return []
-        names: dict[str, None] = {}
-        for node in self.condition.flatten():
-            if isinstance(node, models.Q):
-                lookups = [child[0] for child in node.children if isinstance(child, tuple)]
-                names.update(dict.fromkeys(lookup.split("__")[0] for lookup in lookups))
-            elif isinstance(node, models.F):
-                name: str = node.name  # type: ignore[attr-defined]
-                names[name.split("__")[0]] = None
-        return list(names)
-
-    @property
-    def watched(self) -> list[str]:
-        """The fields whose change makes an event: the embedded ones and the condition's."""
-        return list(dict.fromkeys([*self.fields, *self.condition_fields]))
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with anything that decides which rows are embedded and what their text is."""
-        # As a migration would have it: sets sorted, and no object's address in it.
-        condition = self.condition and MigrationWriter.serialize(self.condition)[0]
-        parts = (self.fields, self.template, condition)
-        return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-
-class EmbeddingSource(models.ForeignKey):  # type: ignore[type-arg]
-    """The relation from a sidecar to its source, and what of the source is embedded.
-
-    The source notices nothing: no constraint, no cascade, no reverse accessor. Migrations see a
-    plain ``ForeignKey``.
-
-    ``to`` is a model or its label; ``fields`` name its fields; ``template`` is a ``str.format``
-    text over them; only rows that meet ``condition`` have a vector; ``embedder`` is an alias in
-    ``EMBEDSYNC_EMBEDDERS``.
-    """
-
-    def __init__(
-        self,
-        to: Any,
-        *fields: str,
-        template: str | None = None,
-        condition: models.Q | None = None,
-        embedder: str = "default",
-    ) -> None:
-        self.declaration = Declaration(fields, template, condition, embedder)
-        super().__init__(
-            to,
-            on_delete=models.DO_NOTHING,
-            db_constraint=False,
-            db_index=False,
-            related_name="+",
-            related_query_name="%(class)s",
-        )
-
-    def deconstruct(self) -> Any:
-        name, _, args, kwargs = super().deconstruct()
-        return name, "django.db.models.ForeignKey", args, kwargs
-
-    def clone(self) -> Any:
-        _, _, args, kwargs = self.deconstruct()
-        return models.ForeignKey(*args, **kwargs)
-
-
-class MigrationDependency(models.ForeignObject):  # type: ignore[type-arg]
-    """A relation without a column, which makes migrations depend on those of ``to``.
-
-    Django's autodetector takes dependencies from relations and from nothing else.
-    """
-
-    def __init__(self, to: Any) -> None:
-        super().__init__(
-            to,
-            on_delete=models.DO_NOTHING,
-            from_fields=["source"],
-            to_fields=[None],  # type: ignore[list-item]  # the primary key, as ForeignKey says it
-            related_name="+",
-            null=True,
-            editable=False,
-            serialize=False,
-        )
-
-    def deconstruct(self) -> Any:
-        name, path, args, kwargs = super().deconstruct()
-        return name, path, args, {"to": kwargs["to"]}
-
-    def check(self, **kwargs: Any) -> list[Any]:
-        """Nothing to check: it joins nothing."""
-        return []
+from embedsync.path import Watched, watched_tables
+from embedsync.source import (
+    Declaration,
+    EmbeddingSource,
+    MigrationDependency,
+    Options,
+    watched_names,
+)
 
 
 class EmbeddingModelBase(ModelBase):
@@ -152,8 +48,12 @@ class EmbeddingModelBase(ModelBase):
             config = apps.get_containing_app_config(attrs["__module__"])
             label = config.label if config else ""
         key = f"{label}.{name}".lower()
+        declaration = source.declaration
         trigger = SyncTrigger(
-            key=key, fields=source.declaration.watched, name=SyncTrigger.name_for(key)
+            key=key,
+            fields=watched_names(declaration, source.source),
+            name=SyncTrigger.name_for(key),
+            level=declaration.capture,
         )
         index = DeferredHnswIndex(
             name=DeferredHnswIndex.name_for(key),
@@ -163,10 +63,12 @@ class EmbeddingModelBase(ModelBase):
             ef_construction=128,  # 64 finds less on real search texts (docs/benchmarks.md)
         )
         try:
-            dimensions = settings.embedder(source.declaration.embedder).dimensions
+            dimensions = settings.embedder(declaration.embedder).dimensions
         except ImproperlyConfigured:
             dimensions = None  # embedsync.E002 says so before anything is written
         return {
+            **source.key,
+            "pk": models.CompositePrimaryKey(*source.key, "ordinal"),
             "vector": HalfVectorField(dimensions=dimensions),
             "Meta": type(
                 "Meta",
@@ -182,12 +84,11 @@ class EmbeddingModelBase(ModelBase):
 class EmbeddingModel(models.Model, metaclass=EmbeddingModelBase):
     """A sidecar: the vectors of a source's rows.
 
-    ``source`` is the row; ``ordinal`` its passage, from 0; ``vector`` ``(dimensions,)``;
+    ``source`` is the row, known by its key (``source_id``, or a column for each part of a composite
+    one); ``ordinal`` its passage, from 0; ``vector`` ``(dimensions,)``;
     ``digest`` tells whether the text has changed since ``embedded_at``.
     """
 
-    source_id: Any
-    pk = models.CompositePrimaryKey("source_id", "ordinal")
     ordinal = models.IntegerField(default=0)
     embedded_at = models.DateTimeField(db_default=Now())
     digest = models.BinaryField(max_length=16)
@@ -197,7 +98,7 @@ class EmbeddingModel(models.Model, metaclass=EmbeddingModelBase):
         abstract = True
 
     def __str__(self) -> str:
-        return f"{self.source_id}/{self.ordinal}"
+        return "/".join(map(str, self.pk))
 
 
 class Embedding:
@@ -210,14 +111,8 @@ class Embedding:
     name: str
     model: type[EmbeddingModel]
 
-    def __init__(
-        self,
-        *fields: str,
-        template: str | None = None,
-        condition: models.Q | None = None,
-        embedder: str = "default",
-    ) -> None:
-        self.declaration = Declaration(fields, template, condition, embedder)
+    def __init__(self, *fields: str, **options: Unpack[Options]) -> None:
+        self.declaration = Declaration(fields, **options)
 
     def contribute_to_class(self, cls: type[models.Model], name: str) -> None:
         self.name = name
@@ -226,20 +121,18 @@ class Embedding:
     def __get__(self, instance: models.Model | None, owner: type[models.Model]) -> Any:
         if instance is None:
             return self
-        return rows_of(self.model, instance._state.db).filter(source=instance.pk).first()
+        return (
+            rows_of(self.model, instance._state.db)
+            .filter(**key_of_row(self.model, instance))
+            .first()
+        )
 
     def attach(self, source: type[models.Model]) -> None:
         """Make the sidecar of one concrete model."""
         attribute = "".join(part.capitalize() for part in self.name.split("_"))
         name = f"{source.__name__}{attribute}"
-        declaration = self.declaration
-        relation = EmbeddingSource(
-            source,
-            *declaration.fields,
-            template=declaration.template,
-            condition=declaration.condition,
-            embedder=declaration.embedder,
-        )
+        relation = EmbeddingSource(source)
+        relation.declaration = self.declaration
         meta = type("Meta", (), {"app_label": source._meta.app_label})
         attrs = {
             "__module__": source.__module__,
@@ -253,11 +146,15 @@ class Embedding:
 
 
 def declared(model: type[models.Model]) -> dict[str, Embedding]:
-    """The declarations in a model's body and those of its abstract bases, by attribute."""
+    """The declarations in a model's body and those of its abstract bases, by attribute.
+
+    What a multi-table parent declares, or inherits, is that parent's own.
+    """
     found: dict[str, Any] = {}
+    parents = {base for parent in model._meta.all_parents for base in parent.__mro__}
     for base in model.__mro__:
         options = getattr(base, "_meta", None)
-        if base is model or options is None or options.abstract:
+        if base is model or (base not in parents and (options is None or options.abstract)):
             for name, value in vars(base).items():
                 found.setdefault(name, value)
     return {name: value for name, value in found.items() if isinstance(value, Embedding)}
@@ -265,9 +162,9 @@ def declared(model: type[models.Model]) -> dict[str, Embedding]:
 
 def attach_all(sender: type[models.Model], **_: Any) -> None:
     """Make the sidecars of a model that has just been defined."""
-    # What stands on a proxy or a multi-table child is embedsync.E003. A migration's model, which
-    # Django calls __fake__, has its sidecar in the migration.
-    if sender._meta.proxy or sender._meta.parents or sender.__module__ == "__fake__":
+    # What stands on a proxy is embedsync.E003. A migration's model, which Django calls __fake__,
+    # has its sidecar in the migration.
+    if sender._meta.proxy or sender.__module__ == "__fake__":
         return
     for name, embedding in declared(sender).items():
         own = copy.copy(embedding)  # an abstract base serves several children
@@ -277,6 +174,31 @@ def attach_all(sender: type[models.Model], **_: Any) -> None:
 
 
 class_prepared.connect(attach_all, dispatch_uid="embedsync.attach_all")
+
+
+def add_dependencies() -> None:
+    """Make the migrations of sidecars depend on those of the related models that they watch.
+
+    When all models are loaded, because a reverse relation is not known before.
+    """
+    for sidecar in sidecars():
+        known = {sidecar, source_of(sidecar)}
+        for watched in watched_of(sidecar):
+            # The table of a many-to-many field comes with the model that has the field.
+            model = watched.options.auto_created or watched.options.model
+            if model not in known:
+                known.add(model)
+                name = "watches_" + model._meta.label_lower.replace(".", "_")
+                sidecar.add_to_class(name, MigrationDependency(model))
+
+
+def watched_of(sidecar: type["EmbeddingModel"]) -> list[Watched]:
+    """The tables whose changes concern a sidecar; its source's alone where a name leads nowhere."""
+    source, declaration = source_of(sidecar), declaration_of(sidecar)
+    try:
+        return watched_tables(source._meta, declaration.watched)
+    except FieldError:
+        return watched_tables(source._meta, [])  # embedsync.E001 says so
 
 
 def sidecars() -> list[type[EmbeddingModel]]:
@@ -306,6 +228,17 @@ def declaration_of(sidecar: type[EmbeddingModel]) -> Declaration:
     """The declaration of a sidecar."""
     declaration: Declaration = relation_of(sidecar).declaration
     return declaration
+
+
+def key_fields(sidecar: type[EmbeddingModel]) -> list[tuple[Any, Any]]:
+    """The fields of a sidecar that hold its source's key, each with the source's own."""
+    relation = relation_of(sidecar)
+    return list(zip(relation.local_related_fields, relation.foreign_related_fields, strict=True))
+
+
+def key_of_row(sidecar: type[EmbeddingModel], row: models.Model) -> dict[str, Any]:
+    """The key of a source's row, as the sidecar's fields have it."""
+    return {ours.name: getattr(row, theirs.attname) for ours, theirs in key_fields(sidecar)}
 
 
 def rows_of(sidecar: type[EmbeddingModel], using: str | None) -> Any:

@@ -6,8 +6,9 @@ Only triggers write to the inbox, and only workers write to the ledger: see ``qu
 from django.db import models
 from django.db.models.functions import Now
 
-from embedsync.declaration import Embedding, EmbeddingModel, EmbeddingSource, MigrationDependency
+from embedsync.declaration import Embedding, EmbeddingModel
 from embedsync.search import EmbeddedModel, EmbeddingManager, EmbeddingQuerySet
+from embedsync.source import EmbeddingSource, MigrationDependency
 
 __all__ = [
     "EmbeddedModel",
@@ -24,16 +25,24 @@ __all__ = [
 
 
 class Inbox(models.Model):
-    """An event: a row of a source changed. The application's transactions only ever insert here."""
+    """An event: a row changed. The application's transactions only ever insert here.
+
+    ``source_pk`` is the key of a source's row; or of a related row, if ``hop`` says which rows of
+    the source it belongs to: those with ``filter(**{hop: source_pk})``. A worker that finds more of
+    them than it wants at once leaves in ``reached`` how far it has come.
+    """
 
     class Kind(models.TextChoices):
         ROW = "row"
+        HOP = "hop"
         TRUNCATE = "truncate"
 
     seq = models.BigAutoField(primary_key=True)
     sidecar = models.TextField()
     kind = models.TextField(choices=Kind.choices)
+    hop = models.TextField(null=True)  # noqa: DJ001  (NULL costs a row nothing)
     source_pk = models.TextField(null=True)  # noqa: DJ001  (TRUNCATE names no row)
+    reached = models.TextField(null=True)  # noqa: DJ001  (as hop)
     queued_at = models.DateTimeField(db_default=Now())
 
     class Meta:

@@ -82,7 +82,7 @@ class RequireVector(DatabaseOperation):
 
 
 class InstallCapture(DatabaseOperation):
-    """Create the trigger function and its sequence."""
+    """Create the trigger function and what belongs to it."""
 
     def database_forwards(
         self,
@@ -101,8 +101,13 @@ class InstallCapture(DatabaseOperation):
         to_state: ProjectState,
     ) -> None:
         schema = quoted_schema(schema_editor)
-        schema_editor.execute(f"DROP FUNCTION {schema}.embedsync_capture()", params=None)
-        schema_editor.execute(f"DROP SEQUENCE {schema}.embedsync_missed", params=None)
+        for what in (
+            "VIEW {}.embedsync_trigger",
+            "PROCEDURE {}.embedsync_lock(text[], text)",
+            "FUNCTION {}.embedsync_capture()",
+            "SEQUENCE {}.embedsync_missed",
+        ):
+            schema_editor.execute(f"DROP {what.format(schema)}", params=None)
 
     def describe(self) -> str:
         return "Create the trigger function of embedsync"

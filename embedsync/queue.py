@@ -17,13 +17,15 @@ from pgvector import HalfVector
 
 from embedsync import state
 from embedsync.conf import settings
-from embedsync.database import Names, binary_cursor, literal_sql, worker_transaction
+from embedsync.database import Names, binary_cursor, literal_sql, related_sql, worker_transaction
 from embedsync.declaration import EmbeddingModel, key_of
 from embedsync.sql import statement
 
 # A look at the whole inbox may take this share of a worker's time, and comes every 2 s at least.
 FULL_LOOK_SHARE = 0.02
 FULL_LOOK_SECONDS = 2.0
+# Events of related rows that are looked at together; each may belong to many rows.
+HOPS_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,9 @@ class Queue:
             unfilled, last_key = state.fill_in_hand(cursor, key)
             if not unfilled:
                 return 0, []
-            after = f"> %(after)s::{names.pk_type}"
+            after = "" if last_key is None else f"> ({names.after_key})"
             sql = names.fill(
-                "fill_page",
-                claimed=statement("claim"),
-                after_pk="" if last_key is None else f"WHERE {names.pk} {after}",
-                after_source_id="" if last_key is None else f"WHERE source_id {after}",
+                "fill_page", claimed=statement("claim"), page_of_keys=names.page_of_keys(after)
             )
             parameters = {"after": last_key, "limit": limit, "key": key, **self._lease(token)}
             cursor.execute(sql, {**parameters, "served": [key]})
@@ -141,7 +140,8 @@ class Queue:
         with self.transaction() as cursor:
             cursor.execute(
                 "DELETE FROM embedsync_inbox WHERE seq IN (SELECT seq FROM embedsync_inbox"
-                " WHERE kind <> 'row' AND sidecar = ANY(%s) ORDER BY seq FOR UPDATE SKIP LOCKED)"
+                " WHERE kind = 'truncate' AND sidecar = ANY(%s)"
+                " ORDER BY seq FOR UPDATE SKIP LOCKED)"
                 " RETURNING sidecar",
                 [list(served)],
             )
@@ -149,6 +149,39 @@ class Queue:
             for key in keys:
                 state.refill(cursor, key)
         return keys
+
+    def expand(self, served: dict[str, type[EmbeddingModel]], limit: int) -> int:
+        """Turn events of related rows into work for the rows of the source that they belong to.
+
+        At most ``limit`` rows for each of ``HOPS_AT_ONCE`` events; what is left of an event stays
+        one. Returns how many events and rows moved.
+        """
+        with self.transaction() as cursor:
+            cursor.execute(
+                "SELECT DISTINCT sidecar, hop FROM (SELECT sidecar, hop FROM embedsync_inbox"
+                " WHERE kind = 'hop' AND sidecar = ANY(%s) ORDER BY seq LIMIT %s) AS oldest",
+                [list(served), HOPS_AT_ONCE],
+            )
+            hops = cursor.fetchall()
+        return sum(self._expand(served[key], hop, limit) for key, hop in sorted(hops))
+
+    def _expand(self, sidecar: type[EmbeddingModel], hop: str, limit: int) -> int:
+        key, names = key_of(sidecar), self.names(sidecar)
+        related = related_sql(sidecar, hop, self.using)
+        with self.transaction() as cursor:
+            if related is None:
+                # Of a declaration that is no more; what it meant is found by comparing all rows.
+                state.refill(cursor, key)
+                cursor.execute(
+                    "DELETE FROM embedsync_inbox WHERE sidecar = %s AND hop = %s", [key, hop]
+                )
+                return int(cursor.rowcount)
+            sql = names.fill("expand", claimed=statement("claim"), related=related)
+            parameters = {"key": key, "hop": hop, "events": HOPS_AT_ONCE, "limit": limit}
+            # Leased to nobody: they are due, for this worker and others.
+            cursor.execute(sql, {**parameters, **self._lease(uuid4()), "served": []})
+            events, rows = cursor.fetchone()
+        return int(events) + int(rows)
 
     def complete(
         self,
@@ -223,7 +256,7 @@ class Queue:
             unfilled = dict(state.unfilled(cursor, list(served)))
             for key, after in unfilled.items():
                 names = self.names(served[key])
-                where = "" if after is None else f"WHERE {names.pk} > %(after)s::{names.pk_type}"
+                where = "" if after is None else f"WHERE ({names.pk}) > ({names.after_key})"
                 cursor.execute(f"SELECT count(*) FROM {names.source} {where}", {"after": after})
                 total += cursor.fetchone()[0]
             cursor.execute(

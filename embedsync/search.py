@@ -21,6 +21,7 @@ from embedsync.declaration import (
     Embedding,
     EmbeddingModel,
     declaration_of,
+    key_of_row,
     rows_of,
     sidecars_of,
     source_of,
@@ -83,7 +84,7 @@ class QueryVector(models.Expression):
             return get_embedder(embedder).checked_query(self.query)
         if not isinstance(self.query, models.Model):
             return list(self.query)
-        rows = rows_of(self.sidecar, using).filter(source=self.query.pk)
+        rows = rows_of(self.sidecar, using).filter(**key_of_row(self.sidecar, self.query))
         stored = rows.values_list("vector", flat=True).first()
         if stored is None:
             raise ValueError(

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any
 
-from django.db import connections
-from django.db.models import TextField
+from django.db.models import BooleanField, QuerySet, TextField
 from django.db.models.expressions import RawSQL
-from django.db.models.functions import Cast
 
-from embedsync.database import eligible, worker_transaction
-from embedsync.declaration import EmbeddingModel, declaration_of, relation_of, rows_of
+from embedsync.database import Names, eligible, worker_transaction
+from embedsync.declaration import EmbeddingModel, declaration_of, rows_of
+from embedsync.path import Path, follow
+from embedsync.source import Declaration
 
 
 def read(
@@ -20,22 +20,76 @@ def read(
     """The texts of rows as they are now, and the digests of their vectors, both by key.
 
     A row that is gone or does not meet the condition has no text; one that is blank has ``""``.
+    The number of queries does not depend on that of the rows.
     """
-    declaration = declaration_of(sidecar)
+    declaration, names = declaration_of(sidecar), Names(sidecar, using)
     # The keys as the database's own text, past the fields' conversions, and as one parameter.
-    pk_type = relation_of(sidecar).db_type(connections[using])
-    keys = RawSQL(f"SELECT unnest(%s::text[])::{pk_type}", [list(pks)])  # noqa: S611
-    rows = eligible(sidecar, using).filter(pk__in=keys)
-    vectors = rows_of(sidecar, using).filter(source_id__in=keys)
-    # The key as PostgreSQL writes it, which is how trigger and ledger have it.
+    given = f"(SELECT {names.given_key} FROM unnest(%s::text[]) AS given(key))"
+    rows = eligible(sidecar, using).filter(condition_sql(f"({names.pk}) IN {given}", pks))
+    vectors = rows_of(sidecar, using).filter(condition_sql(f"({names.source_pk}) IN {given}", pks))
+    rows = rows.annotate(embedsync_key=key_sql(names.key))
+    vectors = vectors.annotate(embedsync_key=key_sql(names.source_key))
     with worker_transaction(using):
-        values = list(rows.values_list(Cast("pk", TextField()), *declaration.fields))
-        stored = list(vectors.values_list(Cast("source_id", TextField()), "digest"))
-    texts = {
-        pk: render(declaration.template, dict(zip(declaration.fields, row, strict=True)))
-        for pk, *row in values
-    }
+        if declaration.text is None:
+            texts = field_texts(declaration, rows)
+        else:
+            texts = method_texts(declaration, rows)
+        stored = list(vectors.values_list("embedsync_key", "digest"))
     return texts, {pk: bytes(content) for pk, content in stored}
+
+
+def condition_sql(sql: str, pks: Sequence[str]) -> RawSQL:
+    return RawSQL(sql, [list(pks)], BooleanField())  # noqa: S611
+
+
+def key_sql(sql: str) -> RawSQL:
+    """The key as PostgreSQL writes it, which is how trigger and ledger have it."""
+    return RawSQL(sql, [], TextField())  # noqa: S611
+
+
+def field_texts(declaration: Declaration, rows: "QuerySet[Any]") -> dict[str, str]:
+    """Texts by key, from a declaration's fields."""
+    paths = {name: follow(rows.model._meta, name) for name in declaration.fields}
+    single = [name for name, path in paths.items() if not path.many]
+    values = {
+        pk: dict(zip(single, row, strict=True))
+        for pk, *row in rows.values_list("embedsync_key", *single)
+    }
+    for name, path in paths.items():
+        if path.many:
+            for pk, several in related_values(rows, name, path).items():
+                if pk in values:  # it may have come since
+                    values[pk][name] = ", ".join(several)
+    return {
+        pk: render(declaration.template, {name: row.get(name) for name in declaration.fields})
+        for pk, row in values.items()
+    }
+
+
+def related_values(rows: "QuerySet[Any]", name: str, path: Path) -> dict[str, list[str]]:
+    """What several related rows say, by key of the row that they belong to.
+
+    In the order of their primary keys, each row once, so that the text stays the same as long as
+    they do. The order is Python's: a database's collation may change.
+    """
+    row = f"{path.relations}__pk" if path.relations != name else name
+    found: dict[str, dict[Any, str]] = {}
+    for pk, related, value in rows.values_list("embedsync_key", row, name):
+        if value is not None and str(value).strip():
+            found.setdefault(pk, {})[related] = str(value)
+    return {pk: [values[k] for k in sorted(values)] for pk, values in found.items()}
+
+
+def method_texts(declaration: Declaration, rows: "QuerySet[Any]") -> dict[str, str]:
+    """Texts by key, from a method of the model; what it looks at is fetched beforehand."""
+    assert declaration.text is not None
+    paths = [follow(rows.model._meta, name) for name in declaration.watch]
+    single = {path.relations for path in paths if path.relations and not path.many}
+    several = {path.relations for path in paths if path.many}
+    if single:
+        rows = rows.select_related(*sorted(single))
+    found = rows.prefetch_related(*sorted(several))
+    return {row.embedsync_key: str(getattr(row, declaration.text)() or "") for row in found}
 
 
 def render(template: str | None, values: Mapping[str, Any]) -> str:

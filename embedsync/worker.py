@@ -171,6 +171,7 @@ class Worker:
 
         truncated = self.queue.truncated(list(served))
         self._unfilled |= set(truncated)
+        expanded = self.queue.expand(served, size)
         # A share for retries and one for the fill, however many events come in.
         claims += self.queue.due(list(served), max(1, size // 4))
         retries = size - room()
@@ -195,7 +196,7 @@ class Worker:
             if page < asked:
                 self._unfilled.discard(key)
         self._behind = room() <= 0 or picked >= size
-        return len(truncated) + picked + size - room()
+        return len(truncated) + expanded + picked + size - room()
 
     def _work(self, claim: Claim) -> None:
         service = self.services.get(claim.key)

@@ -9,6 +9,8 @@ INSTALLED_APPS = [
     "django.contrib.sites",
     "django.contrib.flatpages",
     "tests.library",
+    "tests.cinema",
+    "tests.press",
 ]
 SITE_ID = 1
 

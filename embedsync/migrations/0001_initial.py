@@ -34,8 +34,15 @@ class Migration(migrations.Migration):
             fields=[
                 ("seq", models.BigAutoField(primary_key=True, serialize=False)),
                 ("sidecar", models.TextField()),
-                ("kind", models.TextField(choices=[("row", "Row"), ("truncate", "Truncate")])),
+                (
+                    "kind",
+                    models.TextField(
+                        choices=[("row", "Row"), ("hop", "Hop"), ("truncate", "Truncate")]
+                    ),
+                ),
+                ("hop", models.TextField(null=True)),
                 ("source_pk", models.TextField(null=True)),
+                ("reached", models.TextField(null=True)),
                 (
                     "queued_at",
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),

@@ -1,5 +1,5 @@
 -- COMPLETE: vectors of rows that are gone, excluded or blank. Where such a row has come back since
 -- it was read, its event is still owed.
 DELETE FROM {sidecar}
-USING unnest(%(pks)s::text[]) AS gone(source_pk)
-WHERE source_id = gone.source_pk::{pk_type}
+USING unnest(%(pks)s::text[]) AS given(key)
+WHERE ({source_pk}) = ({given_key})

@@ -1,5 +1,5 @@
-CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {source}
-{referencing}FOR EACH STATEMENT
+CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {table}
+{referencing}FOR EACH {level}
 -- The first part is always true. It makes the trigger depend on the sidecar's table, so that
 -- DROP TABLE ... CASCADE, which is Django's, takes the trigger along. The second is the pause switch.
 WHEN ({sidecar}::regclass IS NOT NULL

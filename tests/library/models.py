@@ -86,6 +86,62 @@ class Postscript(models.Model):
         return f"P.S. {self.letter_id}"
 
 
+class Hall(models.Model):
+    name = models.CharField(max_length=100)
+
+    def __str__(self):
+        return self.name
+
+
+class Seat(EmbeddedModel):
+    """A key of two columns, one of them a relation."""
+
+    pk = models.CompositePrimaryKey("hall_id", "number")
+    hall = models.ForeignKey(Hall, models.CASCADE)
+    number = models.CharField(max_length=10)
+    view = models.TextField()
+    free = models.BooleanField(default=True)
+
+    embedding = Embedding("view", "hall__name", condition=Q(free=True), embedder="hashing")
+
+    def __str__(self):
+        return self.view
+
+
+class Evening(EmbeddedModel):
+    """A date for a key."""
+
+    day = models.DateField(primary_key=True)
+    programme = models.TextField()
+
+    embedding = Embedding("programme", embedder="hashing")
+
+    def __str__(self):
+        return self.programme
+
+
+class Work(models.Model):
+    title = models.CharField(max_length=100)
+    public = models.BooleanField(default=True)
+
+    def __str__(self):
+        return self.title
+
+
+class Novel(EmbeddedModel, Work):
+    """A child of a multi-table parent, where some of its fields and its condition are."""
+
+    blurb = models.TextField()
+
+    embedding = Embedding("title", "blurb", condition=Q(public=True), embedder="hashing")
+
+
+class Thriller(Novel):
+    """A child of a source: its rows are rows of the source."""
+
+    deaths = models.IntegerField(default=1)
+
+
 class FlatPageEmbedding(EmbeddingModel):
     """A third-party source, which stays as it is."""
 

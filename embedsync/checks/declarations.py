@@ -1,34 +1,31 @@
-"""System checks: what is wrong with a declaration, its settings or its database, and the cure."""
+"""Checks of declarations and settings: all that can be told without asking a database."""
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
-from django.db import DatabaseError, connections, models, router
+from django.core.exceptions import FieldError, ImproperlyConfigured
+from django.db import connections, models, router
 from django.db.models import functions
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from embedsync.conf import settings
 from embedsync.declaration import (
-    Declaration,
     EmbeddingModel,
-    EmbeddingSource,
     declaration_of,
     declared,
-    key_of,
     relation_of,
     sidecars,
     source_of,
 )
 from embedsync.embedders import Embedder, get_embedder
-from embedsync.operations import MINIMUM, RequireVector
+from embedsync.path import follow
+from embedsync.source import Declaration, EmbeddingSource
 from embedsync.text import template_names
 
-MINIMUM_POSTGRESQL = 160000
 FROZEN_SECONDS = 3600  # a datetime this near to now was computed, not written down
 KNOBS = {
     "EMBEDSYNC_BATCH_SIZE": ("batch_size", 1, 100_000),
@@ -67,15 +64,13 @@ def has_source(sidecar: type[EmbeddingModel]) -> bool:
 
 
 def misplaced() -> Iterator[CheckMessage]:
-    """Declarations in the body of a proxy or of a multi-table child."""
+    """Declarations in the body of a proxy."""
     for model in apps.get_models():
-        if not (model._meta.proxy or model._meta.parents):
+        if not model._meta.proxy:
             continue
         for name in declared(model).keys() & vars(model).keys():
-            kind = "a proxy" if model._meta.proxy else "a child of a multi-table model"
             yield Error(
-                f"{model._meta.label}.{name} is declared on {kind}, which has no table of its own"
-                " with all its columns.",
+                f"{model._meta.label}.{name} is declared on a proxy, which has no table.",
                 hint="Declare it on the model that has the table"
                 f" ({next(iter(model._meta.all_parents)).__name__}).",
                 obj=model,
@@ -111,42 +106,67 @@ def wrong_knobs() -> Iterator[CheckMessage]:
 
 
 def wrong_source(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
-    """A source whose rows one column does not identify."""
+    """A source that has no table, or whose key came to light too late."""
     source = source_of(sidecar)
-    if source._meta.proxy or source._meta.parents:
+    if source._meta.proxy:
         yield Error(
-            f"The source of {sidecar._meta.label}, {source._meta.label}, is a proxy or a child of a"
-            " multi-table model.",
+            f"The source of {sidecar._meta.label}, {source._meta.label}, is a proxy.",
             hint="Name the model that has the table.",
             obj=sidecar,
             id="embedsync.E003",
         )
-    elif isinstance(source._meta.pk, models.CompositePrimaryKey):
+    elif relation_of(sidecar).source is None:
         yield Error(
-            f"{source._meta.label}, the source of {sidecar._meta.label}, has a composite primary"
-            " key, which embedsync does not support yet.",
-            hint="Embed a model whose primary key is one column.",
+            f"{source._meta.label}, the source of {sidecar._meta.label}, could not be loaded when"
+            " its label was read, because its models import yours.",
+            hint=f"Import {source.__name__} and write EmbeddingSource({source.__name__}, ...).",
             obj=sidecar,
             id="embedsync.E004",
         )
 
 
 def wrong_text(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
-    """Fields and template of a declaration."""
-    declaration, source = declaration_of(sidecar), source_of(sidecar)
-    if not declaration.fields:
+    """Where a declaration's text comes from."""
+    declaration = declaration_of(sidecar)
+    if declaration.text is not None or declaration.watch:
+        yield from wrong_method(sidecar, declaration)
+    elif not declaration.fields:
         yield Error(
             f"{sidecar._meta.label} embeds no field.",
             hint='Name at least one: Embedding("title").',
             obj=sidecar,
             id="embedsync.E001",
         )
-    for name in declaration.fields:
-        yield from unknown_field(sidecar, source, name, "embeds")
-    if declaration.template is None:
+    for name in (*declaration.fields, *declaration.watch):
+        yield from unknown_field(sidecar, name, "embeds", plain=True)
+    if declaration.template is not None:
+        yield from wrong_template(sidecar, declaration.template)
+
+
+def wrong_method(sidecar: type[EmbeddingModel], declaration: Declaration) -> Iterator[CheckMessage]:
+    """A text that a method makes."""
+    source, name = source_of(sidecar), declaration.text
+    if name is None or declaration.fields or declaration.template is not None:
+        wrong = "has watch= without text=" if name is None else "has fields or a template and text="
+    elif not declaration.watch:
+        wrong = f"has text={name!r} and no watch=, so that no change would make an event"
+    elif not callable(getattr(source, name, None)):
+        wrong = f"has text={name!r}, which is no method of {source._meta.label}"
+    else:
         return
+    yield Error(
+        f"{sidecar._meta.label} {wrong}.",
+        hint='Name fields, Embedding("title"), or a method and all columns that it looks at:'
+        ' Embedding(text="as_text", watch=["title", "director__name"]).',
+        obj=sidecar,
+        id="embedsync.E018",
+    )
+
+
+def wrong_template(sidecar: type[EmbeddingModel], template: str) -> Iterator[CheckMessage]:
+    """A template that cannot be filled."""
     try:
-        missing = template_names(declaration.template) - set(declaration.fields)
+        missing = template_names(template) - set(declaration_of(sidecar).fields)
     except ValueError as error:
         yield Error(
             f"The template of {sidecar._meta.label} is not right: {error}.",
@@ -166,22 +186,25 @@ def wrong_text(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
 
 
 def unknown_field(
-    sidecar: type[EmbeddingModel], source: type[models.Model], name: str, does: str
+    sidecar: type[EmbeddingModel], name: str, does: str, *, plain: bool = False
 ) -> Iterator[CheckMessage]:
-    """A name that is no column of the source."""
+    """A name that leads to no column; ``plain`` where it may not end in a lookup."""
+    source = source_of(sidecar)
     try:
-        column = getattr(source._meta.get_field(name), "column", None)
-    except FieldDoesNotExist:
-        column = None
-    if column is None:
-        columns = ", ".join(field.name for field in source._meta.concrete_fields)
-        related = " Fields of related rows are not supported yet." if "__" in name else ""
-        yield Error(
-            f"{sidecar._meta.label} {does} {name!r}, which is no column of {source._meta.label}.",
-            hint=f"Choose of: {columns}.{related}",
-            obj=sidecar,
-            id="embedsync.E001",
-        )
+        path = follow(source._meta, name)
+        if not (plain and path.rest):
+            return
+        why = f"{'__'.join(path.rest)} is no field"
+    except FieldError as error:
+        why = str(error).rstrip(".")
+    columns = ", ".join(field.name for field in source._meta.concrete_fields)
+    yield Error(
+        f"{sidecar._meta.label} {does} {name!r}, which is no column of {source._meta.label} or of"
+        f" a related model: {why}.",
+        hint=f"Choose of: {columns}; or of a related model, as in a filter: relation__field.",
+        obj=sidecar,
+        id="embedsync.E001",
+    )
 
 
 def wrong_embedder(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
@@ -206,15 +229,17 @@ def wrong_embedder(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
 def wrong_condition(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
     """A condition that no trigger can follow."""
     declaration, source = declaration_of(sidecar), source_of(sidecar)
-    for name in related_lookups(source, declaration):
-        yield Error(
-            f"The condition of {sidecar._meta.label} looks at related rows ({name}).",
-            hint="Their changes make no event. Use columns of the source itself.",
-            obj=sidecar,
-            id="embedsync.E010",
-        )
-    for name in declaration.condition_fields:
-        yield from unknown_field(sidecar, source, name, "has a condition on")
+    for name in declaration.lookups:
+        wrong = list(unknown_field(sidecar, name, "has a condition on"))
+        yield from wrong
+        if not wrong and follow(source._meta, name).many:
+            yield Error(
+                f"The condition of {sidecar._meta.label} looks at {name}, of which a row may have"
+                " several.",
+                hint="Use columns of the source itself, or of a related row of which there is one.",
+                obj=sidecar,
+                id="embedsync.E010",
+            )
     for value in condition_values(declaration):
         now = timezone.now() if timezone.is_aware(value) else datetime.datetime.now()
         if abs((value - now).total_seconds()) < FROZEN_SECONDS:
@@ -235,27 +260,6 @@ def wrong_condition(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
             obj=sidecar,
             id="embedsync.W012",
         )
-
-
-def related_lookups(source: type[models.Model], declaration: Declaration) -> Iterator[str]:
-    """The lookups of a condition that leave the source's table."""
-    if declaration.condition is None:
-        return
-    for node in declaration.condition.flatten():
-        children: Sequence[Any] = node.children if isinstance(node, models.Q) else ()
-        lookups = [child[0] for child in children if isinstance(child, tuple)]
-        if isinstance(node, models.F):
-            lookups.append(node.name)  # type: ignore[attr-defined]
-        for name in lookups:
-            first, *rest = name.split("__")
-            try:
-                field = source._meta.get_field(first)
-            except FieldDoesNotExist:
-                continue  # E001 says so
-            target = field.related_model if field.is_relation else None
-            known = {f.name for f in target._meta.get_fields()} if isinstance(target, type) else ()
-            if rest and rest[0] in known:
-                yield name
 
 
 def condition_values(declaration: Declaration) -> list[datetime.datetime]:
@@ -292,91 +296,3 @@ def wrong_database(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
             obj=sidecar,
             id="embedsync.E006",
         )
-
-
-@register(Tags.database)
-def check_databases(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """What only the database can tell; run by ``migrate`` and ``check --database``."""
-    found: list[CheckMessage] = []
-    for alias in databases or ():
-        connection = connections[alias]
-        here = [sidecar for sidecar in sidecars() if router.db_for_write(sidecar) == alias]
-        if connection.vendor != "postgresql" or not here:
-            continue
-        try:
-            found += [*wrong_server(connection), *wrong_tables(connection, here)]
-        except DatabaseError as error:
-            found.append(
-                Warning(
-                    f"Database {alias!r} could not be looked at: {error}",
-                    hint="Other commands will fail for the same reason.",
-                    id="embedsync.W016",
-                )
-            )
-    return found
-
-
-def wrong_server(connection: Any) -> Iterator[CheckMessage]:
-    """PostgreSQL or pgvector missing or too old."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT current_setting('server_version_num')::int, default_version"
-            " FROM (SELECT 1) AS one"
-            " LEFT JOIN pg_available_extensions ON name = 'vector'"
-        )
-        server, available = cursor.fetchone()
-    if server < MINIMUM_POSTGRESQL:
-        yield Error(
-            f"Database {connection.alias!r} is PostgreSQL {server // 10000}.",
-            hint="embedsync needs PostgreSQL 16 or newer.",
-            id="embedsync.E013",
-        )
-    installed = RequireVector.version(connection)
-    if installed is None and available is None:
-        yield Error(
-            f"The server of database {connection.alias!r} does not have the extension vector.",
-            hint="Install pgvector 0.8 or newer on the server: github.com/pgvector/pgvector.",
-            id="embedsync.E014",
-        )
-    elif installed is not None and installed < MINIMUM:
-        yield Error(
-            f"Database {connection.alias!r} has pgvector {'.'.join(map(str, installed))}.",
-            hint="embedsync needs 0.8 or newer. Install it and run: ALTER EXTENSION vector UPDATE;",
-            id="embedsync.E014",
-        )
-
-
-def wrong_tables(connection: Any, here: list[type[EmbeddingModel]]) -> Iterator[CheckMessage]:
-    """Sources that are no tables, or whose primary key is none in the database."""
-    for sidecar in here:
-        source = source_of(sidecar)._meta
-        if isinstance(source.pk, models.CompositePrimaryKey):
-            continue
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT c.relkind, EXISTS (SELECT FROM pg_index i JOIN pg_attribute a"
-                " ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]"
-                " WHERE i.indrelid = c.oid AND i.indisunique AND i.indnkeyatts = 1"
-                " AND i.indpred IS NULL AND a.attname = %s AND a.attnotnull)"
-                " FROM pg_class c JOIN pg_attribute k ON k.attrelid = c.oid AND k.attname = %s"
-                " WHERE c.oid = to_regclass(%s)",
-                [
-                    source.pk.column,
-                    source.pk.column,
-                    connection.ops.quote_name(source.db_table),
-                ],
-            )
-            row = cursor.fetchone()
-        if row is None:
-            continue  # a migration is yet to make the table or the column
-        kind, unique = row
-        if kind not in ("r", "p") or not unique:
-            what = "is no table" if kind not in ("r", "p") else "has no primary key"
-            yield Error(
-                f"{source.db_table}, the source of {key_of(sidecar)}, {what} in database"
-                f" {connection.alias!r}.",
-                hint=f"embedsync needs a table with a unique key on {source.pk.column!r}:"
-                f" ALTER TABLE {source.db_table} ADD PRIMARY KEY ({source.pk.column}).",
-                obj=sidecar,
-                id="embedsync.E015",
-            )
