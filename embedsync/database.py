@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -58,6 +59,12 @@ def binary_cursor(using: str) -> Iterator[Any]:
         register_halfvec_info(raw, info)
     with connections[using].wrap_database_errors, psycopg.Cursor(raw) as cursor:
         yield cursor
+
+
+@cache
+def names_of(sidecar: type[EmbeddingModel], using: str) -> "Names":
+    """The names of a sidecar, made once in a process."""
+    return Names(sidecar, using)
 
 
 class Names:

@@ -8,7 +8,7 @@ overwrite newer work. Locks are taken in key order or skipped, so workers cannot
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,7 +17,7 @@ from pgvector import HalfVector
 
 from embedsync import state
 from embedsync.conf import settings
-from embedsync.database import Names, binary_cursor, literal_sql, related_sql, worker_transaction
+from embedsync.database import binary_cursor, literal_sql, names_of, related_sql, worker_transaction
 from embedsync.declaration import EmbeddingModel, key_of
 from embedsync.sql import statement
 
@@ -62,16 +62,9 @@ class Queue:
     worker: str
     low: int = 0
     _next_full_look: float = 0.0
-    _names: dict[str, Names] = field(default_factory=dict)
 
     def transaction(self) -> AbstractContextManager[Any]:
         return worker_transaction(self.using)
-
-    def names(self, sidecar: type[EmbeddingModel]) -> Names:
-        key = key_of(sidecar)
-        if key not in self._names:
-            self._names[key] = Names(sidecar, self.using)
-        return self._names[key]
 
     def fold(self, served: Sequence[str], limit: int) -> tuple[int, list[Claim]]:
         """Move at most ``limit`` events into the ledger and lease those of the sidecars ``served``.
@@ -118,7 +111,7 @@ class Queue:
 
         Returns the number of keys in the page, 0 where there is nothing to fill, and the claim.
         """
-        key, names, token = key_of(sidecar), self.names(sidecar), uuid4()
+        key, names, token = key_of(sidecar), names_of(sidecar, self.using), uuid4()
         with self.transaction() as cursor:
             unfilled, last_key = state.fill_in_hand(cursor, key)
             if not unfilled:
@@ -166,7 +159,7 @@ class Queue:
         return sum(self._expand(served[key], hop, limit) for key, hop in sorted(hops))
 
     def _expand(self, sidecar: type[EmbeddingModel], hop: str, limit: int) -> int:
-        key, names = key_of(sidecar), self.names(sidecar)
+        key, names = key_of(sidecar), names_of(sidecar, self.using)
         related = related_sql(sidecar, hop, self.using)
         with self.transaction() as cursor:
             if related is None:
@@ -197,7 +190,7 @@ class Queue:
         Only what is still leased to this worker. Raises ``SupersededError`` where the sidecar now
         belongs to workers with another ``fingerprint``; then nothing is written.
         """
-        names = self.names(sidecar)
+        names = names_of(sidecar, self.using)
         pks = sorted([*vectors, *blank, *unchanged])
         done = Written()
         with self.transaction() as cursor:
@@ -255,7 +248,7 @@ class Queue:
         with self.transaction() as cursor:
             unfilled = dict(state.unfilled(cursor, list(served)))
             for key, after in unfilled.items():
-                names = self.names(served[key])
+                names = names_of(served[key], self.using)
                 where = "" if after is None else f"WHERE ({names.pk}) > ({names.after_key})"
                 cursor.execute(f"SELECT count(*) FROM {names.source} {where}", {"after": after})
                 total += cursor.fetchone()[0]

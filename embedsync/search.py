@@ -277,13 +277,14 @@ def chosen_sidecar(model: type[models.Model], embedding: str | None) -> type[Emb
 @cache
 def sidecars_by_name(model: type[models.Model]) -> dict[str, type[EmbeddingModel]]:
     """The sidecars of a model by the attribute that declares them, or by their own name."""
-    attributes = {
-        value.model: name
-        for base in model.__mro__
-        for name, value in vars(base).items()
-        if isinstance(value, Embedding) and hasattr(value, "model")
-    }
-    return {attributes.get(sidecar, sidecar.__name__): sidecar for sidecar in sidecars_of(model)}
+    named = {sidecar.__name__: sidecar for sidecar in sidecars_of(model)}
+    # A child's declaration hides that of its parent, as attributes do.
+    for base in reversed(model.__mro__):
+        for name, value in vars(base).items():
+            if isinstance(value, Embedding) and hasattr(value, "model"):
+                named.pop(value.model.__name__, None)
+                named[name] = value.model
+    return named
 
 
 def checked(query: Any, sidecar: type[EmbeddingModel]) -> Any:

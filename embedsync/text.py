@@ -8,7 +8,7 @@ from typing import Any
 from django.db.models import BooleanField, QuerySet, TextField
 from django.db.models.expressions import RawSQL
 
-from embedsync.database import Names, eligible, worker_transaction
+from embedsync.database import eligible, names_of, worker_transaction
 from embedsync.declaration import EmbeddingModel, declaration_of, rows_of
 from embedsync.path import Path, follow
 from embedsync.source import Declaration
@@ -22,7 +22,7 @@ def read(
     A row that is gone or does not meet the condition has no text; one that is blank has ``""``.
     The number of queries does not depend on that of the rows.
     """
-    declaration, names = declaration_of(sidecar), Names(sidecar, using)
+    declaration, names = declaration_of(sidecar), names_of(sidecar, using)
     # The keys as the database's own text, past the fields' conversions, and as one parameter.
     given = f"(SELECT {names.given_key} FROM unnest(%s::text[]) AS given(key))"
     rows = eligible(sidecar, using).filter(condition_sql(f"({names.pk}) IN {given}", pks))

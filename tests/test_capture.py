@@ -76,14 +76,21 @@ def test_truncate_gives_one_event(books):
     assert events() == [("truncate", None)]
 
 
-def test_copy():
+def test_copy_of_a_million_rows():
     with (
         connection.cursor() as cursor,
-        cursor.copy("COPY library_book (title, body, year, published) FROM STDIN") as copy,
+        cursor.copy("COPY library_book (id, title, body, year, published) FROM STDIN") as copy,
     ):
-        for n in range(1000):
-            copy.write_row((f"Book {n}", "", 2000, True))
-    assert len(events()) == 1000
+        for n in range(100):
+            copy.write(
+                "".join(f"{id}\tBook\t\t2000\tt\n" for id in range(n * 10000, (n + 1) * 10000))
+            )
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*), count(DISTINCT source_pk), min(source_pk::int), max(source_pk::int)"
+            " FROM embedsync_inbox WHERE sidecar = 'library.bookembedding' AND kind = 'row'"
+        )
+        assert cursor.fetchone() == (1_000_000, 1_000_000, 0, 999_999)
 
 
 def test_raw_sql_and_upsert(books):
@@ -95,11 +102,38 @@ def test_raw_sql_and_upsert(books):
     assert sorted(events()) == [("row", "1"), ("row", "9")]
 
 
+def test_merge(books):
+    execute(
+        "MERGE INTO library_book b"
+        " USING (VALUES (1, 'merged'), (3, NULL), (9, 'new')) AS v(id, title) ON b.id = v.id"
+        " WHEN MATCHED AND v.title IS NULL THEN DELETE"
+        " WHEN MATCHED THEN UPDATE SET title = v.title"
+        " WHEN NOT MATCHED THEN INSERT (id, title, body, year, published)"
+        " VALUES (v.id, v.title, '', 1, true)"
+    )
+    assert sorted(events()) == [("row", "1"), ("row", "3"), ("row", "9")]
+
+
+def test_bulk_update(books):
+    for book in books[:2]:
+        book.body = f"Body of {book.title}"
+    Book.objects.bulk_update(books, ["title", "body"])
+    assert sorted(events()) == [("row", "1"), ("row", "2")]
+
+
+def test_a_data_modifying_with(books):
+    execute(
+        "WITH gone AS (DELETE FROM library_book WHERE id = 1 RETURNING *)"
+        " INSERT INTO library_book SELECT id + 100, title, body, year, published FROM gone"
+    )
+    assert sorted(events()) == [("row", "1"), ("row", "101")]
+
+
 def test_rolled_back_changes_make_none(books):
     with transaction.atomic():
         Book.objects.update(title="kept")
         savepoint = transaction.savepoint()
-        Book.objects.create(title="lost")
+        Book.objects.create(id=9, title="lost")
         transaction.savepoint_rollback(savepoint)
     assert len(events()) == 3
 
