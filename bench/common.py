@@ -32,15 +32,16 @@ settings.DEBUG = False
 
 
 @contextmanager
-def database(name: str) -> Iterator[None]:
+def database(name: str, *, fsync: bool = False) -> Iterator[None]:
     """A fresh, migrated database of this name as Django's default one; dropped at the end.
 
     On the server of DATABASE_URL; without one on an embedded server, started here and stopped at
-    the end unless it was running.
+    the end unless it was running. ``fsync`` chooses one that writes as a server in production.
     """
     started: Cluster | None = None
     if not os.environ.get("DATABASE_URL"):
-        cluster = Cluster(PROJECT / ".postgres" / "bench-18", 18, fsync=False)
+        folder = "bench-18-fsync" if fsync else "bench-18"
+        cluster = Cluster(PROJECT / ".postgres" / folder, 18, fsync=fsync)
         status = cluster.status()
         if status is None or not status.running:
             started = cluster
@@ -147,13 +148,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 def report(figures: Sequence[Figure], notes: Sequence[str], *, as_json: bool) -> None:
     """Print a table and, if asked, one line of JSON: figures, their marks, and the notes."""
-    print(f"{'figure':<24}{'measured':>9}{'min':>9}{'max':>9}{'n':>5}  {'unit':<6}{'mark':<9}")
+    width = max(24, *(len(figure.name) + 2 for figure in figures))
+    print(f"{'figure':<{width}}{'measured':>9}{'min':>9}{'max':>9}{'n':>5}  {'unit':<6}{'mark':<9}")
     for figure in figures:
         value, least, most = map(
             figure.show, (figure.value, min(figure.samples), max(figure.samples))
         )
         print(
-            f"{figure.name:<24}{value:>9}{least:>9}{most:>9}{len(figure.samples):>5}"
+            f"{figure.name:<{width}}{value:>9}{least:>9}{most:>9}{len(figure.samples):>5}"
             f"  {figure.unit:<6}{figure.mark:<9}{figure.verdict}"
         )
     for note in notes:

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedsync.embedders import embed_query
+    from embedsync.pause import paused
     from embedsync.search import similar
 
 __version__ = "0.1.0"
-__all__ = ["embed_query", "similar"]
+__all__ = ["embed_query", "paused", "similar"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from embedsync.embedders import embed_query
 
         return embed_query
+    if name == "paused":
+        from embedsync.pause import paused
+
+        return paused
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -116,6 +116,10 @@ class MigrationDependency(models.ForeignObject):  # type: ignore[type-arg]
         name, _, args, kwargs = super().deconstruct()
         return name, DEPENDENCY_PATH, args, {"to": kwargs["to"]}
 
+    def resolve_related_fields(self) -> list[Any]:
+        """None: Django asks for them when it deletes what a row of ``to`` belongs to."""
+        return []
+
     def check(self, **kwargs: Any) -> list[Any]:
         """Nothing to check: it joins nothing."""
         return []

@@ -86,17 +86,23 @@ def constraints_in(using: str, apps: Any) -> Iterator[tuple[Any, SyncTrigger]]:
     tables = set(connections[using].introspection.table_names())
     for model, trigger in constraints(apps):
         options = model._meta
-        if options.managed and options.db_table in tables:
-            if router.allow_migrate_model(using, model):
-                yield model, trigger
+        ours = options.managed and router.allow_migrate_model(using, model)
+        if ours and options.db_table in tables:
+            yield model, trigger
+
+
+def has_relation(using: str, name: str) -> bool:
+    """Whether a database has a table or view of embedsync."""
+    with connections[using].cursor() as cursor:
+        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [name])
+        return bool(cursor.fetchone()[0])
 
 
 def installed(using: str) -> Triggers:
     """All triggers of embedsync in a database."""
+    if not has_relation(using, "embedsync_trigger"):
+        return {}
     with connections[using].cursor() as cursor:
-        cursor.execute("SELECT to_regclass('embedsync_trigger') IS NOT NULL")
-        if not cursor.fetchone()[0]:
-            return {}
         cursor.execute(INSTALLED)
         return {(oid, name): Installed(*row) for oid, name, *row in cursor.fetchall()}
 
@@ -127,12 +133,15 @@ def wanted_triggers(connection: Any, model: Any, constraint: SyncTrigger) -> lis
     triggers = list(statement.triggers())
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT to_regclass(name)::oid, coalesce(to_regclass(name)::text, name)"
+            "SELECT to_regclass(name)::oid,"
+            " coalesce(to_regclass(name)::text, array_to_string(parse_ident(name), '.'))"
             " FROM unnest(%s::text[]) AS name",
             [[trigger.table for trigger in triggers]],
         )
         tables = cursor.fetchall()
-    return [Wanted(*table, trigger) for table, trigger in zip(tables, triggers, strict=True)]
+    return [
+        Wanted(oid, table, trigger) for (oid, table), trigger in zip(tables, triggers, strict=True)
+    ]
 
 
 def states_of(key: str, wanted: list[Wanted], there: Triggers) -> list[TriggerState]:
@@ -183,7 +192,7 @@ def renew_triggers(*, using: str, apps: Any = django_apps, **_: Any) -> None:
         if gone:
             logger.warning("the triggers of %s wait for a table: %s", key, ", ".join(gone))
             continue
-        # One that somebody has disabled stays so: the checks tell of it.
+        # That somebody has disabled one is no reason: the checks tell of it.
         states = {state.state for state in states_of(key, wanted, there)}
         if states & {"missing", "outdated"}:
             with connection.schema_editor() as editor:

@@ -7,6 +7,7 @@ import pytest
 from django.core import checks
 from django.core.management import call_command
 from django.db import connection, models
+from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F, Q, Value
 from django.db.models.functions import Now
 from django.test.utils import isolate_apps
@@ -321,17 +322,34 @@ class TestDatabase:
         assert "is no table" in message.msg
 
     def test_a_table_that_is_not_there_yet(self):
+        MigrationRecorder(connection).record_unapplied("library", "0001_initial")
         with connection.cursor() as cursor:
             cursor.execute("DROP TABLE library_memo CASCADE")
         assert self.messages() == []
 
+    def test_an_extension_that_is_gone(self):
+        with connection.cursor() as cursor:
+            cursor.execute("DROP EXTENSION vector CASCADE")
+            [message] = databases.check_databases(databases=["default"])
+            assert message.id == "embedsync.E014"
+            assert "embed_status" in message.hint
+            cursor.execute("CREATE EXTENSION vector")
+        assert self.messages() == []
+
+    def test_an_extension_that_is_too_old(self):
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'")
+        [message] = databases.check_databases(databases=["default"])
+        assert message.id == "embedsync.E014"
+        assert "pgvector 0.7.4" in message.msg
+        assert "ALTER EXTENSION vector UPDATE" in message.hint
+
     @pytest.mark.parametrize(
         ("row", "installed", "ids"),
         [
-            ((150003, "0.8.5"), (0, 8, 5), ["embedsync.E013"]),
-            ((160003, None), None, ["embedsync.E014"]),
-            ((160003, "0.8.0"), None, []),
-            ((180000, "0.8.5"), (0, 7, 4), ["embedsync.E014"]),
+            ((150003, "0.8.5", True), (0, 8, 5), ["embedsync.E013"]),
+            ((160003, None, False), None, ["embedsync.E014"]),
+            ((160003, "0.8.0", False), None, []),
         ],
     )
     def test_servers_that_are_too_old(self, monkeypatch, row, installed, ids):

@@ -6,6 +6,7 @@ from typing import Any
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DatabaseError, connections, router
 
+from embedsync.checks.triggers import wrong_triggers
 from embedsync.declaration import EmbeddingModel, key_of, sidecars, source_of
 from embedsync.operations import MINIMUM, RequireVector
 
@@ -38,10 +39,15 @@ def check_databases(databases: Sequence[str] | None = None, **_: Any) -> list[Ch
     for alias in databases or ():
         connection = connections[alias]
         here = [sidecar for sidecar in sidecars() if router.db_for_write(sidecar) == alias]
-        if connection.vendor != "postgresql" or not here:
+        if connection.vendor != "postgresql":
             continue
         try:
-            found += [*wrong_server(connection), *wrong_tables(connection, here)]
+            if here:
+                found += wrong_server(connection)
+            wrong = list(wrong_tables(connection, here))
+            unfit = [message.obj for message in wrong]
+            found += wrong
+            found += wrong_triggers(connection, [one for one in here if one not in unfit])
         except DatabaseError as error:
             found.append(
                 Warning(
@@ -57,11 +63,12 @@ def wrong_server(connection: Any) -> Iterator[CheckMessage]:
     """PostgreSQL or pgvector missing or too old."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT current_setting('server_version_num')::int, default_version"
+            "SELECT current_setting('server_version_num')::int, default_version,"
+            " to_regclass('embedsync_inbox') IS NOT NULL"
             " FROM (SELECT 1) AS one"
             " LEFT JOIN pg_available_extensions ON name = 'vector'"
         )
-        server, available = cursor.fetchone()
+        server, available, migrated = cursor.fetchone()
     if server < MINIMUM_POSTGRESQL:
         yield Error(
             f"Database {connection.alias!r} is PostgreSQL {server // 10000}.",
@@ -73,6 +80,14 @@ def wrong_server(connection: Any) -> Iterator[CheckMessage]:
         yield Error(
             f"The server of database {connection.alias!r} does not have the extension vector.",
             hint="Install pgvector 0.8 or newer on the server: github.com/pgvector/pgvector.",
+            id="embedsync.E014",
+        )
+    elif installed is None and migrated:
+        # A dump of one schema leaves it out, and DROP EXTENSION ... CASCADE takes columns along.
+        yield Error(
+            f"Database {connection.alias!r} has embedsync's tables and no extension vector.",
+            hint="Run as a superuser: CREATE EXTENSION vector; then manage.py embed_status, which"
+            " names the columns that went with it.",
             id="embedsync.E014",
         )
     elif installed is not None and installed < MINIMUM:
