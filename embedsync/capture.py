@@ -7,6 +7,7 @@ tables, and what their cost is: docs/design.md.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Literal
 
 from django.core.exceptions import FieldDoesNotExist, FieldError
@@ -16,7 +17,7 @@ from django.db.backends.ddl_references import Columns, Statement, Table
 from django.db.backends.utils import truncate_name
 from django.db.migrations.exceptions import IrreversibleError
 
-from embedsync.events import ROW, STATEMENT, EventColumns, event_sql
+from embedsync.events import EventColumns, event_sql, row_event_sql
 from embedsync.path import watched_tables
 from embedsync.sql import statement
 
@@ -31,6 +32,7 @@ TRANSITION_TABLES = {"INSERT": [NEW], "UPDATE": [OLD, NEW], "DELETE": [OLD], "TR
 USES = ("keys", "identity", "values")  # of columns: see EventColumns
 # PostgreSQL cuts names at 63 bytes; the longest suffix is "_99_truncate".
 NAME_LENGTH = 51
+FUNCTION = "embedsync_capture"
 
 
 def quoted_schema(schema_editor: BaseDatabaseSchemaEditor) -> str:
@@ -45,10 +47,10 @@ def quoted_schema(schema_editor: BaseDatabaseSchemaEditor) -> str:
     return schema
 
 
-def function_sql(schema: str) -> str:
-    """The trigger function and what belongs to it, for a quoted schema."""
+def in_schema(name: str, schema: str) -> str:
+    """A statement about embedsync's own objects, for a quoted schema."""
     in_a_string = schema.replace("'", "''")
-    return statement("capture").replace("{schema}", schema).replace("{literal}", in_a_string)
+    return statement(name).replace("{schema}", schema).replace("{literal}", in_a_string)
 
 
 def source_options(sidecar: Any) -> Any:
@@ -67,32 +69,41 @@ def source_options(sidecar: Any) -> Any:
 
 @dataclass(frozen=True)
 class Trigger:
-    """One trigger as it has to be. ``table`` and ``update_of`` are quoted."""
+    """One trigger as it has to be. ``table`` is quoted; ``body`` is that of its function."""
 
     name: str
     table: str
     event: str
     arguments: tuple[str, ...]
     level: Level
-    update_of: tuple[str, ...] = ()
+    body: str
+
+    @property
+    def for_each_row(self) -> bool:
+        return self.level != "statement" and self.event != "TRUNCATE"
+
+    @property
+    def function(self) -> str:
+        """The name of its function. Another body, or another frame around it, has another name."""
+        content = statement("function") + self.body
+        return f"{FUNCTION}_{blake2b(content.encode(), digest_size=8).hexdigest()}"
 
     def sql(self, schema: str, sidecar: str, quote_name: Any, quote_value: Any) -> str:
-        """The statement that makes it; ``schema`` and ``sidecar`` are quoted identifiers."""
-        for_each_row = self.level != "statement" and self.event != "TRUNCATE"
-        tables = [] if for_each_row else TRANSITION_TABLES[self.event]
-        event = self.event
-        if self.update_of:
-            event += f" OF {', '.join(self.update_of)}"
+        """The statements that make it; ``schema`` and ``sidecar`` are quoted identifiers."""
+        tables = [] if self.for_each_row else TRANSITION_TABLES[self.event]
+        function = in_schema("function", schema).replace("{name}", self.function)
         made = statement("trigger").format(
             trigger=quote_name(self.name),
-            event=event,
+            event=self.event,
             table=self.table,
             referencing=f"REFERENCING {' '.join(tables)}\n" if tables else "",
-            level="ROW" if for_each_row else "STATEMENT",
+            level="ROW" if self.for_each_row else "STATEMENT",
             sidecar=quote_value(sidecar),
             schema=schema,
+            function=self.function,
             arguments=", ".join(map(quote_value, self.arguments)),
         )
+        made = function.replace("{body}", self.body) + made
         if self.level == "always":
             made += f"ALTER TABLE {self.table} ENABLE ALWAYS TRIGGER {quote_name(self.name)};\n"
         return made
@@ -157,7 +168,8 @@ class SyncTrigger(models.BaseConstraint):
     def remove_sql(self, model: Any, schema_editor: Any) -> str:
         deferred = schema_editor.deferred_sql
         deferred[:] = [sql for sql in deferred if getattr(sql, "trigger", None) != self]
-        sql = statement("drop_triggers").replace("{schema}", quoted_schema(schema_editor))
+        schema = quoted_schema(schema_editor)
+        sql = in_schema("drop_triggers", schema) + in_schema("drop_functions", schema)
         sql = sql.replace("{key}", schema_editor.quote_value(self.key))
         # Django's remove_constraint() reads % as the start of a parameter.
         return sql.replace("%", "%%")
@@ -177,6 +189,7 @@ class TriggerStatement(Statement):
         self.trigger = trigger
         self.schema = quoted_schema(schema_editor)
         self.quote_name, self.quote_value = schema_editor.quote_name, schema_editor.quote_value
+        self.server = schema_editor.connection.pg_version
         self.watched = watched_tables(source_options(sidecar), trigger.fields)
         parts: dict[str, Any] = {"sidecar": Table(sidecar._meta.db_table, self.quote_name)}
         for number, watched in enumerate(self.watched):
@@ -199,19 +212,14 @@ class TriggerStatement(Statement):
             )
             base = f"{trigger.name}_{number}" if number else trigger.name
             for event in watched.events:
-                arguments, update_of = [trigger.key], []
-                if event != "TRUNCATE":
-                    rows = STATEMENT if trigger.level == "statement" else ROW
-                    arguments += [watched.lookup, event_sql(event, columns, rows)]
-                if event == "UPDATE" and trigger.level != "statement":
-                    update_of = columns.all
+                row = trigger.level != "statement"
                 yield Trigger(
                     f"{base}_{event.lower()}",
                     str(self.parts[f"table{number}"]),
                     event,
-                    tuple(arguments),
+                    (trigger.key, watched.lookup),
                     trigger.level,
-                    tuple(update_of),
+                    (row_event_sql if row else event_sql)(event, columns, self.schema, self.server),
                 )
 
     def __str__(self) -> str:
@@ -231,5 +239,5 @@ class TriggerStatement(Statement):
         before, after = (
             statement(name).format(**names) for name in ("trigger_added", "nothing_to_fill")
         )
-        # The function too, because tests that run without migrations have nothing else to make it.
-        return "\n".join([function_sql(self.schema), before, *made, after])
+        # What belongs to them too, for tests that run without migrations.
+        return "\n".join([in_schema("capture", self.schema), before, *made, after])

@@ -1,35 +1,46 @@
-"""Events: the queries with which triggers list the keys that a change of their table owes.
+"""Events: the SQL with which triggers list the keys that a change of their table owes.
 
-``o`` and ``n`` are the rows before and after. Each query gives one column of text: the key of a
-row of the source, or of what leads there; several columns of a key stand in a JSON array.
+``o`` and ``n`` are the rows before and after, in row-level triggers ``OLD`` and ``NEW``. Each query
+gives one column of text: the key of a row of the source, or of what leads there; several columns of
+a key stand in a JSON array.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Where the rows are: in a statement trigger's transition tables, or in a row trigger's one row.
-STATEMENT = {"old": "old_rows", "new": "new_rows"}
-ROW = {"old": "(SELECT ($4).*)", "new": "(SELECT ($5).*)"}
+from embedsync.sql import statement
 
-INSERTED = "SELECT {new_key} FROM {new} n"
-DELETED = "SELECT {old_key} FROM {old} o"
-# FULL JOIN: a changed primary key gives the old key and the new one.
 # *<> compares the stored bytes, so it works for json and vector columns, which have no equality,
 # and sees a change of case under a case-insensitive collation.
-UPDATED = """\
-SELECT CASE WHEN n.{row} IS NULL THEN {old_key} ELSE {new_key} END
-FROM {old} o FULL JOIN {new} n ON {same}
-WHERE n.{row} IS NULL OR o.{row} IS NULL
-   OR ROW({old_values})::record OPERATOR(pg_catalog.*<>) ROW({new_values})::record"""
+DIFFERS = "ROW({old_values})::record OPERATOR(pg_catalog.*<>) ROW({new_values})::record"
+
+INSERTED = "SELECT {new_key} FROM new_rows n"
+DELETED = "SELECT {old_key} FROM old_rows o"
+# FULL JOIN: a changed primary key gives the old key and the new one.
+UPDATED = f"""\
+SELECT CASE WHEN n.{{row}} IS NULL THEN {{old_key}} ELSE {{new_key}} END
+FROM old_rows o FULL JOIN new_rows n ON {{same}}
+WHERE n.{{row}} IS NULL OR o.{{row}} IS NULL
+   OR {DIFFERS}"""
 
 # Of a related table. Many of its rows may lead to one of the source, or to none.
 RELATED = "SELECT DISTINCT key FROM ({events}) AS related(key) WHERE key IS NOT NULL"
-RELATED_UPDATED = """\
+RELATED_UPDATED = f"""\
 SELECT key
-FROM {old} o FULL JOIN {new} n ON {same}
-CROSS JOIN LATERAL (VALUES ({old_key}), ({new_key})) AS pair(key)
-WHERE n.{row} IS NULL OR o.{row} IS NULL
-   OR ROW({old_values})::record OPERATOR(pg_catalog.*<>) ROW({new_values})::record"""
+FROM old_rows o FULL JOIN new_rows n ON {{same}}
+CROSS JOIN LATERAL (VALUES ({{old_key}}), ({{new_key}})) AS pair(key)
+WHERE n.{{row}} IS NULL OR o.{{row}} IS NULL
+   OR {DIFFERS}"""
+
+# Of one row: its key before and after, where they differ both.
+ROW_KEYS = {
+    "INSERT": "VALUES ({new_key})",
+    "DELETE": "VALUES ({old_key})",
+    "UPDATE": "VALUES ({old_key}) UNION VALUES ({new_key})",
+}
+# A long text that an UPDATE leaves alone stays where it is stored: no need to read it.
+STAYS = "pg_column_toast_chunk_id(OLD.{0}) = pg_column_toast_chunk_id(NEW.{0})"
+STAYS_SINCE = 170000
 
 
 @dataclass(frozen=True)
@@ -49,8 +60,10 @@ class EventColumns:
         return list(dict.fromkeys([*self.keys, *self.identity, *self.values]))
 
 
-def event_sql(event: str, columns: EventColumns, rows: dict[str, str]) -> str:
-    """The query of the trigger for ``event``; ``rows`` is ``STATEMENT`` or ``ROW``."""
+def event_sql(event: str, columns: EventColumns, schema: str, server: int) -> str:
+    """What the statement trigger for ``event`` does, in PL/pgSQL."""
+    if event == "TRUNCATE":
+        return statement("event_of_truncate").format(schema=schema)
     updated = RELATED_UPDATED if columns.related else UPDATED
     values = [*columns.values, *columns.keys] if columns.related else columns.values
     sql = {"INSERT": INSERTED, "DELETE": DELETED, "UPDATE": updated}[event].format(
@@ -60,9 +73,40 @@ def event_sql(event: str, columns: EventColumns, rows: dict[str, str]) -> str:
         same=" AND ".join(f"n.{column} = o.{column}" for column in columns.identity),
         old_values=", ".join(f"o.{column}" for column in values),
         new_values=", ".join(f"n.{column}" for column in values),
-        **rows,
     )
-    return RELATED.format(events=sql) if columns.related else sql
+    keys = RELATED.format(events=sql) if columns.related else sql
+    return statement("events").format(keys=keys, schema=schema)
+
+
+def row_event_sql(event: str, columns: EventColumns, schema: str, server: int) -> str:
+    """What the row-level trigger for ``event`` does; ``server`` is PostgreSQL's version.
+
+    It refers to columns by name and in a function's body alone, so that they may be altered and
+    dropped: PostgreSQL would refuse that where UPDATE OF or WHEN names them. And it sees what
+    other triggers have changed, to which UPDATE OF is blind.
+    """
+    if event == "TRUNCATE":
+        return event_sql(event, columns, schema, server)
+    keys = ROW_KEYS[event].format(
+        old_key=key_text(f"OLD.{column}" for column in columns.keys),
+        new_key=key_text(f"NEW.{column}" for column in columns.keys),
+    )
+    if columns.related:
+        keys = RELATED.format(events=keys)
+    changed = "TRUE" if event != "UPDATE" else row_differs(columns.all, server)
+    insert = statement("events").format(keys=keys, schema=schema)
+    return statement("events_of_row").format(changed=changed, insert=insert)
+
+
+def row_differs(columns: list[str], server: int) -> str:
+    """SQL that tells whether a row-level UPDATE has changed one of these columns."""
+    parts = []
+    for column in columns:
+        differs = DIFFERS.format(old_values=f"OLD.{column}", new_values=f"NEW.{column}")
+        if server >= STAYS_SINCE:
+            differs = f"({STAYS.format(column)}) IS NOT TRUE AND {differs}"
+        parts.append(differs)
+    return "\n        OR ".join(parts)
 
 
 def key_text(columns: Iterable[str]) -> str:

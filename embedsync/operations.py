@@ -8,7 +8,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
-from embedsync.capture import function_sql, quoted_schema
+from embedsync.capture import in_schema, quoted_schema
 
 MINIMUM = (0, 8)
 CURE = 'Ask a superuser to run it in database "{database}", then run migrate again.'
@@ -82,7 +82,7 @@ class RequireVector(DatabaseOperation):
 
 
 class InstallCapture(DatabaseOperation):
-    """Create the trigger function and what belongs to it."""
+    """Create what triggers need beside their functions."""
 
     def database_forwards(
         self,
@@ -91,7 +91,7 @@ class InstallCapture(DatabaseOperation):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        schema_editor.execute(function_sql(quoted_schema(schema_editor)), params=None)
+        schema_editor.execute(in_schema("capture", quoted_schema(schema_editor)), params=None)
 
     def database_backwards(
         self,
@@ -101,13 +101,13 @@ class InstallCapture(DatabaseOperation):
         to_state: ProjectState,
     ) -> None:
         schema = quoted_schema(schema_editor)
+        schema_editor.execute(in_schema("drop_functions", schema), params=None)
         for what in (
             "VIEW {}.embedsync_trigger",
             "PROCEDURE {}.embedsync_lock(text[], text)",
-            "FUNCTION {}.embedsync_capture()",
             "SEQUENCE {}.embedsync_missed",
         ):
             schema_editor.execute(f"DROP {what.format(schema)}", params=None)
 
     def describe(self) -> str:
-        return "Create the trigger function of embedsync"
+        return "Create what the triggers of embedsync need"

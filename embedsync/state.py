@@ -97,30 +97,31 @@ def heed_missed(cursor: Any, served: Sequence[str]) -> None:
     """
     cursor.execute("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM embedsync_missed")
     (missed,) = cursor.fetchone()
-    # In a statement after it, so that the snapshot knows whoever left the mark.
-    cursor.execute(
-        "SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint"
-        " FROM pg_current_snapshot() AS s"
-    )
-    oldest, newest = cursor.fetchone()
     # Looked at first, because an UPDATE of nothing would still cost an idle system its share.
     cursor.execute(
-        "SELECT key, missed_seen, missed_until FROM embedsync_sidecar"
+        "SELECT key FROM embedsync_sidecar"
         " WHERE key = ANY(%s) AND (missed <> %s OR missed_seen <> missed)",
         [list(served), missed],
     )
-    for key, seen, until in cursor.fetchall():
-        cursor.execute("SELECT missed FROM embedsync_sidecar WHERE key = %s FOR UPDATE", [key])
-        if seen == cursor.fetchone()[0]:
-            cursor.execute(
-                "UPDATE embedsync_sidecar SET missed_seen = %s, missed_until = %s WHERE key = %s",
-                [missed, newest, key],
-            )
-        elif oldest >= until:
+    for (key,) in cursor.fetchall():
+        # What follows are statements of their own, so that they see the row as it was locked.
+        cursor.execute("SELECT FROM embedsync_sidecar WHERE key = %s FOR UPDATE", [key])
+        cursor.execute(
+            # This transaction's number is above those of all that run; a snapshot's need not be.
+            "UPDATE embedsync_sidecar SET missed_seen = %s,"
+            " missed_until = pg_current_xact_id()::text::bigint"
+            " WHERE key = %s AND missed_seen = missed",
+            [missed, key],
+        )
+        if cursor.rowcount == 0:
             cursor.execute(
                 "UPDATE embedsync_sidecar SET missed = missed_seen,"
                 " backfill_after = NULL, backfilled_at = NULL"
-                " WHERE key = %s AND backfilled_at IS NOT NULL",
+                " FROM pg_current_snapshot() AS s"
+                " WHERE key = %s AND backfilled_at IS NOT NULL"
+                " AND (pg_snapshot_xmin(s)::text::bigint >= missed_until"
+                # A number that is still to come is another server's: this is a restored database.
+                " OR pg_snapshot_xmax(s)::text::bigint <= missed_until)",
                 [key],
             )
 

@@ -14,7 +14,7 @@ from embedsync.capture import (
     SyncTrigger,
     Trigger,
     TriggerStatement,
-    function_sql,
+    in_schema,
     quoted_schema,
 )
 
@@ -29,9 +29,7 @@ SELECT source::oid, name, key, source::text, arguments,
     -- Those of its partitions may each be set otherwise.
     (SELECT string_agg(DISTINCT tgenabled::text, '') FROM pg_trigger WHERE tgname = name
      AND (tgrelid = source OR tgrelid IN (SELECT relid FROM pg_partition_tree(source)))),
-    for_each_row,
-    ARRAY(SELECT attname::text FROM pg_attribute
-          WHERE attrelid = source AND attnum = ANY(update_of::int2[]))
+    for_each_row, function
 FROM embedsync_trigger
 """
 
@@ -58,7 +56,7 @@ class Installed(NamedTuple):
     arguments: bytes
     enabled: str
     for_each_row: bool
-    update_of: list[str]
+    function: str
 
 
 class Wanted(NamedTuple):
@@ -161,12 +159,11 @@ def state_of(row: Installed | None, wanted: Trigger) -> str:
     if "D" in row.enabled:
         return "disabled"
     expected = b"".join(argument.encode() + b"\0" for argument in wanted.arguments)
-    row_level = wanted.level != "statement" and wanted.event != "TRUNCATE"
     same = (
         bytes(row.arguments) == expected
         and row.enabled == ENABLED[wanted.level]
-        and row.for_each_row == row_level
-        and len(row.update_of) == len(wanted.update_of)
+        and row.for_each_row == wanted.for_each_row
+        and row.function == wanted.function
     )
     return "installed" if same else "outdated"
 
@@ -197,6 +194,6 @@ def renew_triggers(*, using: str, apps: Any = django_apps, **_: Any) -> None:
         if states & {"missing", "outdated"}:
             with connection.schema_editor() as editor:
                 # What the next statements use may have gone with the triggers.
-                editor.execute(function_sql(quoted_schema(editor)), params=None)
+                editor.execute(in_schema("capture", quoted_schema(editor)), params=None)
                 editor.remove_constraint(model, constraint)
                 editor.add_constraint(model, constraint)

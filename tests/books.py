@@ -16,6 +16,26 @@ def execute(sql, params=None):
         cursor.execute(sql, params)
 
 
+def attach(name, table, key, event="TRUNCATE"):
+    """Make a trigger of ours by hand, with the function of one that is there."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT function FROM embedsync_trigger WHERE name LIKE %s", ["%truncate"])
+        (function,) = cursor.fetchone()
+    execute(
+        f"CREATE TRIGGER {name} AFTER {event} ON {table} FOR EACH STATEMENT"
+        f" EXECUTE FUNCTION {function}('{key}', '')"
+    )
+
+
+def drop_functions():
+    """Drop all functions of triggers, and the triggers with them."""
+    execute(
+        "DO $$ DECLARE name text; BEGIN"
+        " FOR name IN SELECT DISTINCT function FROM embedsync_trigger LOOP"
+        " EXECUTE format('DROP FUNCTION %I() CASCADE', name); END LOOP; END $$"
+    )
+
+
 def make_due():
     """Let the time of all retries and leases come."""
     Ledger.objects.filter(run_at__isnull=False).update(run_at=timezone.now())

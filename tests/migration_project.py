@@ -212,7 +212,7 @@ class Project:
         return self.sql(
             "SELECT c.relname, split_part(encode(t.tgargs, 'escape'), '\\000', 1), count(*)::int"
             " FROM pg_trigger t JOIN pg_proc p ON p.oid = tgfoid JOIN pg_class c ON c.oid = tgrelid"
-            " WHERE p.proname = 'embedsync_capture' GROUP BY 1, 2 ORDER BY 1, 2"
+            " WHERE p.proname LIKE 'embedsync_capture_%%' GROUP BY 1, 2 ORDER BY 1, 2"
         )
 
     def objects(self):

@@ -11,13 +11,12 @@ from django.db.models import Q
 from django.test.utils import isolate_apps
 
 from embedsync import state
-from embedsync.database import eligible_sql, worker_transaction
+from embedsync.database import eligible_sql, names_of, worker_transaction
 from embedsync.declaration import Declaration, sidecars
 from embedsync.models import EmbeddedModel, Embedding, Inbox, Ledger, SidecarState
-from embedsync.queue import Queue
 from embedsync.worker import Worker
 from example_project.postgres import PROJECT
-from tests.books import KEY, BookEmbedding, execute
+from tests.books import KEY, BookEmbedding, attach, execute
 from tests.library.models import Book, Parcel
 from tests.sync import assert_in_step, stored_vectors
 from tests.workers import until
@@ -250,10 +249,7 @@ def test_migrate_forgets_nobody_who_is_served(drain):
 def test_keys_in_any_letters_are_known_by_their_triggers(transactional_db):
     """PostgreSQL keeps a trigger's arguments as bytes."""
     key = "library.películaembedding"
-    execute(
-        "CREATE TRIGGER odd AFTER TRUNCATE ON library_memo FOR EACH STATEMENT"
-        f" EXECUTE FUNCTION embedsync_capture('{key}', 'id')"
-    )
+    attach("odd", "library_memo", key)
     SidecarState.objects.create(key=key)
     call_command("migrate", verbosity=0)
     assert SidecarState.objects.filter(key=key).exists()
@@ -262,5 +258,5 @@ def test_keys_in_any_letters_are_known_by_their_triggers(transactional_db):
 
 def test_all_sidecars_have_their_own_queue_names(drain):
     drain()
-    names = {Queue("default", "me").names(sidecar).sidecar for sidecar in sidecars()}
+    names = {names_of(sidecar, "default").sidecar for sidecar in sidecars()}
     assert len(names) == len(sidecars())

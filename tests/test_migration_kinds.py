@@ -279,7 +279,7 @@ def test_tests_without_migrations(project):
         DECLARED.models, more="MIGRATION_MODULES = {'shop': None, 'embedsync': None}\n"
     )
     code.run("migrate", "--run-syncdb")
-    assert [name for (name,) in project.objects() if name == "embedsync_capture"]
+    assert [name for (name,) in project.objects() if name == "embedsync_lock"]
     insert(project, "Alien", "Brazil", "Casablanca")
     assert_served(project, code, DECLARED)
     code.run("migrate", "--run-syncdb")

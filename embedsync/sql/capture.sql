@@ -1,56 +1,10 @@
--- The trigger function of all sources, the sequence that counts its failures, and what migrations
--- need to make and drop triggers.
+-- The sequence that counts failures of triggers, and what migrations need to make and drop them.
 -- {schema} is the schema of embedsync's own tables, quoted; {literal} is the same inside a string.
 --
 -- Arguments of a trigger: the sidecar's key; the hop, which says what the events' keys are of ('':
--- of the source's own rows); the query that lists these keys (see events.py). Its rows come from
--- the transition tables old_rows and new_rows, or in a row-level trigger from $4 and $5.
+-- of the source's own rows). What it does stands in its function (function.sql, events.py).
 
 CREATE SEQUENCE IF NOT EXISTS {schema}.embedsync_missed;
-
-CREATE OR REPLACE FUNCTION {schema}.embedsync_capture() RETURNS trigger
-LANGUAGE plpgsql
--- The application's role needs no right on the queue, and its search_path may be empty or hostile.
-SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
--- A locked queue costs the application 200 ms, once a transaction: see "tripped" below.
-SET lock_timeout = '200ms'
--- A key must read the same whatever the session's settings are.
-SET "DateStyle" = 'ISO, YMD'
-SET "TimeZone" = 'UTC'
-AS $function$
-BEGIN
-    IF current_setting('embedsync.tripped', true) = 'on' THEN
-        RETURN NULL;
-    END IF;
-    IF TG_OP = 'TRUNCATE' THEN
-        INSERT INTO {schema}.embedsync_inbox (sidecar, kind) VALUES (TG_ARGV[0], 'truncate');
-    ELSE
-        EXECUTE 'INSERT INTO {literal}.embedsync_inbox (sidecar, kind, hop, source_pk)
-            SELECT $1, $2, $3, e.key FROM (' || TG_ARGV[2] || ') AS e(key)'
-        USING TG_ARGV[0], CASE TG_ARGV[1] WHEN '' THEN 'row' ELSE 'hop' END,
-            nullif(TG_ARGV[1], ''), OLD, NEW;
-    END IF;
-    RETURN NULL;
-
-EXCEPTION WHEN OTHERS THEN
-    -- The application's write goes on, whatever is wrong with the queue. No second wait in this
-    -- transaction; and a mark that no rollback takes back tells workers to compare all rows.
-    PERFORM set_config('embedsync.tripped', 'on', true);
-    RAISE WARNING 'embedsync: changes of %.% were not captured: %',
-        TG_TABLE_SCHEMA, TG_TABLE_NAME, SQLERRM
-        USING HINT = 'Workers will compare the whole table with its vectors.';
-    BEGIN
-        PERFORM nextval('{literal}.embedsync_missed');
-    EXCEPTION WHEN OTHERS THEN
-        NULL;
-    END;
-    RETURN NULL;
-END
-$function$;
-
--- Nobody but the owner may attach the function to a table of his own and fill the queue with it.
-REVOKE ALL ON FUNCTION {schema}.embedsync_capture() FROM PUBLIC;
 
 -- What a migration locks before it makes or drops triggers. Whoever writes queues behind a lock that
 -- waits; so it waits 200 ms at a time, and lets the writers through in between.
@@ -82,10 +36,12 @@ $procedure$;
 -- All triggers of all sidecars; those of partitions come and go with their parents'.
 CREATE OR REPLACE VIEW {schema}.embedsync_trigger AS
 SELECT
-    -- PostgreSQL keeps the arguments as bytes, each closed by a zero.
-    convert_from(substring(tgargs FROM 1 FOR position('\x00'::bytea IN tgargs) - 1),
+    -- PostgreSQL keeps the arguments as bytes, each closed by a zero. Other triggers may have none,
+    -- and may be looked at before they are sorted out.
+    convert_from(substring(tgargs FROM 1 FOR nullif(position('\x00'::bytea IN tgargs), 0) - 1),
                  getdatabaseencoding()) AS key,
     tgrelid::regclass AS source, tgname AS name, tgargs AS arguments, tgenabled AS enabled,
-    tgtype & 1 = 1 AS for_each_row, tgattr AS update_of
-FROM pg_trigger
-WHERE tgfoid = '{literal}.embedsync_capture()'::regprocedure AND tgparentid = 0;
+    tgtype & 1 = 1 AS for_each_row, proname AS function
+FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+WHERE pronamespace = '{literal}'::regnamespace AND tgparentid = 0
+    AND starts_with(proname, 'embedsync_capture_');

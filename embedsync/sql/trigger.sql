@@ -4,4 +4,4 @@ CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {table}
 -- DROP TABLE ... CASCADE, which is Django's, takes the trigger along. The second is the pause switch.
 WHEN ({sidecar}::regclass IS NOT NULL
       AND coalesce(current_setting('embedsync.capture', true), 'on') <> 'off')
-EXECUTE FUNCTION {schema}.embedsync_capture({arguments});
+EXECUTE FUNCTION {schema}.{function}({arguments});

@@ -1,0 +1,2 @@
+    IF {changed} THEN
+{insert}    END IF;
