@@ -98,6 +98,8 @@ class SidecarState(models.Model):
     that counts failures of the triggers, as of the last fill; ``missed_seen`` the one that the next
     fill is for, which waits until the transactions before ``missed_until`` have ended.
     ``index_until`` is how long one worker is left alone to begin building the index.
+    ``swept_after`` is the last key of the sweep in hand, ``swept_found`` what it, or else the last
+    one, has found; ``swept_at`` is when the last one came to its end.
     """
 
     key = models.TextField(primary_key=True)
@@ -109,6 +111,9 @@ class SidecarState(models.Model):
     missed_seen = models.BigIntegerField(db_default=0)
     missed_until = models.BigIntegerField(db_default=0)
     index_until = models.DateTimeField(null=True)
+    swept_after = models.TextField(null=True)  # noqa: DJ001  (NULL: from the start)
+    swept_found = models.JSONField(null=True)
+    swept_at = models.DateTimeField(null=True)
 
     class Meta:
         db_table = "embedsync_sidecar"

@@ -3,6 +3,7 @@
 Each function takes the cursor of a worker's transaction.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -186,3 +187,81 @@ def index_is_due(cursor: Any, sidecar: type[EmbeddingModel], seconds: float) -> 
         [seconds, key, table],
     )
     return bool(cursor.rowcount)
+
+
+def assert_served(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
+    """Raise ``SupersededError`` where a sidecar is served under another declaration than this."""
+    cursor.execute(
+        "SELECT fingerprint, embedder FROM embedsync_sidecar WHERE key = %s", [key_of(sidecar)]
+    )
+    adopted, maker = cursor.fetchone() or ("", "")
+    if adopted in ("", fingerprint_of(sidecar, embedder)):
+        return
+    label = sidecar._meta.label
+    if maker != embedder:
+        raise SupersededError(
+            f"The vectors of {label} were made by another embedder than the settings now name. If"
+            " that was not meant, put MODEL, DIMENSIONS and OPTIONS back. If it was, start a worker"
+            f" with these settings, which says what to do. (There: {maker}. Now: {embedder}.)"
+        )
+    raise SupersededError(
+        f"Workers serve {label} under another declaration than this one: deploy the same code"
+        " everywhere and restart them."
+    )
+
+
+def sweep_in_hand(cursor: Any, key: str) -> tuple[str | None, dict[str, Any]]:
+    """The last key of the sweep in hand, and what it, or else the last one, has found."""
+    cursor.execute(
+        "SELECT swept_after, swept_found::text FROM embedsync_sidecar WHERE key = %s", [key]
+    )
+    after, found = cursor.fetchone() or (None, None)
+    return after, json.loads(found or "{}")
+
+
+def sweep_begun(cursor: Any, key: str, found: dict[str, Any]) -> None:
+    """Begin a sweep; one in hand ends where it is."""
+    cursor.execute(
+        "INSERT INTO embedsync_sidecar (key, swept_found) VALUES (%s, %s::jsonb)"
+        " ON CONFLICT (key) DO UPDATE SET swept_after = NULL, swept_found = excluded.swept_found",
+        [key, json.dumps(found)],
+    )
+
+
+def sweep_reached(
+    cursor: Any,
+    key: str,
+    since: str | None,
+    last: str | None,
+    found: dict[str, Any],
+    *,
+    ended: bool,
+) -> bool:
+    """Note how far a sweep has come; False, and no note, where it is at ``since`` no longer."""
+    cursor.execute(
+        "UPDATE embedsync_sidecar SET swept_found = %(found)s::jsonb,"
+        " swept_after = CASE WHEN NOT %(ended)s THEN %(last)s END,"
+        " swept_at = CASE WHEN %(ended)s THEN clock_timestamp() ELSE swept_at END"
+        " WHERE key = %(key)s AND swept_after IS NOT DISTINCT FROM %(since)s"
+        " AND swept_found ->> 'run' = %(run)s AND NOT (swept_found -> 'finished')::boolean",
+        {
+            "key": key,
+            "since": since,
+            "last": last,
+            "ended": ended,
+            "found": json.dumps(found),
+            "run": found["run"],
+        },
+    )
+    return bool(cursor.rowcount)
+
+
+def by_last_sweep(cursor: Any, keys: Sequence[str]) -> list[str]:
+    """Sidecars in turn: those with a sweep in hand, then those whose last is longest ago."""
+    cursor.execute(
+        "SELECT u.key FROM unnest(%s::text[]) AS u(key)"
+        " LEFT JOIN embedsync_sidecar s ON s.key = u.key"
+        " ORDER BY s.swept_after IS NULL, s.swept_at NULLS FIRST, u.key",
+        [list(keys)],
+    )
+    return [key for (key,) in cursor.fetchall()]

@@ -171,7 +171,8 @@ def state_of(row: Installed | None, wanted: Trigger) -> str:
 def renew_triggers(*, using: str, apps: Any = django_apps, **_: Any) -> None:
     """After a migration: make triggers anew that are missing, or that name what has been renamed.
 
-    A migration may rename a column without a change of the declaration, in another app above all.
+    A migration may rename a column without a change of the declaration, in another app above all;
+    and one that drops a sidecar's table leaves the functions of its triggers.
     ``apps`` are the models as they are in the database now.
     """
     connection: Any = connections[using]
@@ -197,3 +198,6 @@ def renew_triggers(*, using: str, apps: Any = django_apps, **_: Any) -> None:
                 editor.execute(in_schema("capture", quoted_schema(editor)), params=None)
                 editor.remove_constraint(model, constraint)
                 editor.add_constraint(model, constraint)
+    if has_relation(using, "embedsync_trigger"):
+        with connection.schema_editor() as editor:
+            editor.execute(in_schema("drop_functions", quoted_schema(editor)), params=None)

@@ -24,6 +24,9 @@ class Migration(migrations.Migration):
                 ("missed_seen", models.BigIntegerField(db_default=0)),
                 ("missed_until", models.BigIntegerField(db_default=0)),
                 ("index_until", models.DateTimeField(null=True)),
+                ("swept_after", models.TextField(null=True)),
+                ("swept_found", models.JSONField(null=True)),
+                ("swept_at", models.DateTimeField(null=True)),
             ],
             options={
                 "db_table": "embedsync_sidecar",

@@ -1,0 +1,211 @@
+"""``manage.py embed_sweep``: compare all rows with their vectors, report, and repair if asked."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+)
+
+from embedsync.declaration import EmbeddingModel, source_of
+from embedsync.progress import Progress, drain_progress
+from embedsync.sweep import PAGE, RATE, Pace, estimate, sidecars_in, summary, sweep_all
+from embedsync.swept import KINDS, Swept, report
+
+EXIT_AT_ONCE = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+def number(kind: Callable[[str], float], least: float) -> Callable[[str], float]:
+    """A type of arguments: a number that is not too small."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = least - 1
+        if not value >= least:
+            raise ArgumentTypeError(f"{text!r} is no number from {least} on")
+        return value
+
+    return parse
+
+
+class Command(BaseCommand):
+    help = (
+        "Compares all rows with their vectors. Exits 1 where some differ and are not enqueued, or"
+        " where something could not be compared."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        add = parser.add_argument
+        add("models", nargs="*", metavar="app.Model", help="sources or sidecars (default: all)")
+        add("--repair", action="store_true", help="enqueue the rows that differ, for workers")
+        add("--database", default=DEFAULT_DB_ALIAS, help="default: default")
+        add(
+            "--rate",
+            type=number(float, 0),
+            default=RATE,
+            metavar="ROWS",
+            help=f"rows a second, 0 for as fast as it goes (default: {RATE:.0f})",
+        )
+        add(
+            "--page",
+            type=number(int, 1),
+            default=PAGE,
+            metavar="ROWS",
+            help=f"rows to read at a time (default: {PAGE})",
+        )
+        add(
+            "--max-seconds",
+            type=number(float, 0),
+            metavar="S",
+            help="end after so many; the next sweep goes on there",
+        )
+        add("--restart", action="store_true", help="begin at the first row")
+        add(
+            "--purge",
+            action="store_true",
+            help="remove the vectors of sources whose table is gone",
+        )
+        add("--json", action="store_true", help="print one JSON document")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        using = options["database"]
+        if using not in connections:
+            raise CommandError(f"There is no database {using!r} in DATABASES.")
+        chosen = self.chosen(options["models"], sidecars_in(using))
+        pace = Pace(options["rate"], options["max_seconds"])
+        found: list[Swept] = []
+        failure: Exception | None = None
+        with obeyed_signals(pace), self.progress(chosen, options) as progress:
+            try:
+                for swept in sweep_all(
+                    chosen,
+                    using,
+                    pace=pace,
+                    repair=options["repair"],
+                    purge=options["purge"],
+                    restart=options["restart"],
+                    page=options["page"],
+                    progress=progress,
+                ):
+                    found.append(swept)
+            except (OperationalError, InterfaceError, ProgrammingError) as error:
+                failure = error
+        result = report(using, chosen, found)
+        if options["json"]:
+            self.stdout.write(json.dumps(result))
+        elif options["verbosity"]:
+            self.show(found, result["not_begun"], options)
+        if failure:
+            raise CommandError(
+                f"Database {using!r} failed: {summary(failure)}\n"
+                "The next sweep goes on where this one has ended."
+            )
+        if not result["ok"]:
+            sys.exit(1)
+
+    def chosen(
+        self, labels: Sequence[str], there: list[type[EmbeddingModel]]
+    ) -> list[type[EmbeddingModel]]:
+        """The sidecars that ``labels`` name, by themselves or by their source; all without any."""
+        names = {
+            sidecar: {source_of(sidecar)._meta.label_lower, sidecar._meta.label_lower}
+            for sidecar in there
+        }
+        for label in labels:
+            if not any(label.lower() in each for each in names.values()):
+                choices = sorted({source_of(sidecar)._meta.label for sidecar in there})
+                raise CommandError(
+                    f"{label} is not embedded in this database. Choose from:"
+                    f" {', '.join(choices) or 'none'}."
+                )
+        wanted = {label.lower() for label in labels}
+        return [sidecar for sidecar in there if not wanted or wanted & names[sidecar]]
+
+    @contextmanager
+    def progress(
+        self, chosen: Sequence[type[EmbeddingModel]], options: dict[str, Any]
+    ) -> Iterator[Callable[[int], object]]:
+        """What is called with numbers of rows; shown on a terminal only."""
+        if not options["verbosity"] or not sys.stderr.isatty():
+            yield lambda rows: None
+            return
+        shown: Progress = drain_progress(estimate(chosen, options["database"]))
+        if hasattr(shown, "set_description"):
+            shown.set_description("sweeping")
+        try:
+            yield shown.update
+        finally:
+            shown.close()
+
+    def show(self, found: list[Swept], not_begun: list[str], options: dict[str, Any]) -> None:
+        """The report for people."""
+        for swept in found:
+            if swept.error:
+                self.stderr.write(f"{swept.sidecar} was not compared: {swept.error}")
+                continue
+            self.stdout.write(str(swept))
+            for kind in KINDS:
+                keys = swept.examples.get(kind)
+                if keys:
+                    more = ", ..." if getattr(swept, kind) > len(keys) else ""
+                    self.stdout.write(f"  {kind}: {', '.join(map(shown_key, keys))}{more}")
+            for line in self.advice(swept, options):
+                self.stdout.write(f"  {line}")
+        for label in not_begun:
+            self.stdout.write(f"{label}: not begun, the time is up")
+        if not found and not not_begun:
+            self.stdout.write(f"Nothing is embedded in database {options['database']!r}.")
+
+    def advice(self, swept: Swept, options: dict[str, Any]) -> Iterator[str]:
+        """What has been done, and what is to be done."""
+        if swept.resumed:
+            yield f"went on where an earlier sweep had stopped, after {swept.resumed:,} rows"
+        if not swept.finished:
+            yield "stopped before the end; the next sweep goes on there"
+        if swept.enqueued:
+            yield f"{swept.enqueued:,} enqueued; workers will see to them"
+        elif swept.source_is_gone:
+            if swept.purged < swept.orphaned:
+                yield "remove its declaration in a migration, or the vectors with --purge"
+        elif swept.drift:
+            yield "have them embedded anew with --repair"
+
+
+def shown_key(key: str) -> str:
+    """A key as it may be printed."""
+    return key if key.isprintable() else repr(key)
+
+
+@contextmanager
+def obeyed_signals(pace: Pace) -> Iterator[None]:
+    """The first signal ends the sweep after the page in hand, the second at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if pace.stopping:
+            os._exit(EXIT_AT_ONCE)
+        pace.stop()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Python takes no signals
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
