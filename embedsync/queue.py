@@ -296,6 +296,7 @@ def forget_dropped(*, using: str, **_: Any) -> None:
         cursor.execute(
             "SELECT to_regclass('embedsync_inbox') IS NOT NULL"
             " AND to_regclass('embedsync_sidecar') IS NOT NULL"
+            " AND to_regclass('embedsync_trigger') IS NOT NULL"
         )
         if not cursor.fetchone()[0]:
             return

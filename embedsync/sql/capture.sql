@@ -45,3 +45,5 @@ SELECT
 FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
 WHERE pronamespace = '{literal}'::regnamespace AND tgparentid = 0
     AND starts_with(proname, 'embedsync_capture_');
+-- It says what the catalogs say to everybody.
+GRANT SELECT ON {schema}.embedsync_trigger TO PUBLIC;

@@ -1,0 +1,135 @@
+"""``manage.py embed_status``: how each sidecar is, or how its triggers are."""
+
+import json
+from argparse import ArgumentParser
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
+
+from embedsync.declaration import EmbeddingModel, key_of
+from embedsync.status import (
+    COUNTED,
+    Fill,
+    SidecarStatus,
+    chosen,
+    schema_errors,
+    statuses,
+)
+from embedsync.triggers import TriggerState, has_relation, trigger_states
+
+COLUMNS = ("sidecar", "rows", "waiting", "leased", "parked", "oldest s", "fill")
+
+
+class Command(BaseCommand):
+    help = "Tells what is embedded, what waits and what is wrong; with --triggers, of the triggers."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "models",
+            nargs="*",
+            metavar="app.Model",
+            help="sources or sidecars to tell of (default: all)",
+        )
+        parser.add_argument(
+            "--triggers",
+            action="store_true",
+            help="list all triggers; exits 1 where one is not installed",
+        )
+        parser.add_argument("--json", action="store_true", help="for programs to read")
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            help="the database to look at (default: default)",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        using, labels = options["database"], options["models"]
+        if using not in connections:
+            raise CommandError(f"There is no database {using!r} in DATABASES.")
+        if connections[using].vendor != "postgresql":
+            raise CommandError(f"Database {using!r} is not PostgreSQL.")
+        try:
+            wanted = chosen(labels, using)
+        except LookupError as error:
+            raise CommandError(str(error)) from None
+        try:
+            if not has_relation(using, "embedsync_inbox"):
+                raise CommandError(f"Database {using!r} has no tables of embedsync: run migrate.")
+            if options["triggers"]:
+                self.triggers(using, wanted, chosen=bool(labels), as_json=options["json"])
+            else:
+                self.sidecars(using, wanted, as_json=options["json"])
+        except DatabaseError as error:
+            first = str(error).partition("\n")[0]
+            raise CommandError(f"Database {using!r}: {first}") from error
+
+    def sidecars(self, using: str, wanted: list[type[EmbeddingModel]], *, as_json: bool) -> None:
+        found = statuses(using, wanted)
+        if as_json:
+            self.write_json(database=using, sidecars=[asdict(status) for status in found])
+            return
+        lines = [COLUMNS, *map(cells, found)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        errors: list[list[str]] = [[], *([one.schema_error, one.last_error] for one in found)]
+        for line, more in zip(lines, errors, strict=True):
+            first, *numbers, last = line
+            padded = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=False)]
+            self.stdout.write("  ".join([first.ljust(widths[0]), *padded, last]))
+            for error in filter(None, more):
+                self.stdout.write(f"    {error}")
+
+    def triggers(
+        self, using: str, wanted: list[type[EmbeddingModel]], *, chosen: bool, as_json: bool
+    ) -> None:
+        found, keys = trigger_states(using), {key_of(sidecar) for sidecar in wanted}
+        if chosen:  # or else those of no sidecar are told of, too
+            found = [trigger for trigger in found if trigger.key in keys]
+        errors = schema_errors(using, wanted)
+        if as_json:
+            listed = [asdict(trigger) for trigger in found]
+            self.write_json(database=using, triggers=listed, schema_errors=errors)
+        else:
+            self.list_triggers(found, errors)
+        wrong = sum(trigger.state != "installed" for trigger in found)
+        if wrong or errors:
+            raise CommandError(
+                f"Not installed: {wrong} of {len(found)} triggers. Sidecars with a schema error:"
+                f" {len(errors)}. What to do: manage.py check --database {using}."
+            )
+
+    def list_triggers(self, found: list[TriggerState], errors: dict[str, str]) -> None:
+        for key in sorted({*errors, *(trigger.key for trigger in found)}):
+            self.stdout.write(key)
+            if key in errors:
+                self.stdout.write(f"  {errors[key]}")
+            mine = [trigger for trigger in found if trigger.key == key]
+            for table, triggers in groupby(mine, lambda trigger: trigger.table):
+                self.stdout.write(f"  {table}")
+                for trigger in triggers:
+                    self.stdout.write(f"    {trigger.state:<9}  {trigger.name}")
+
+    def write_json(self, **values: Any) -> None:
+        self.stdout.write(json.dumps(values, indent=2))
+
+
+def cells(status: SidecarStatus) -> tuple[str, ...]:
+    """A line of the table."""
+    rows = "?" if status.rows is None else str(status.rows)
+    numbers = (status.waiting, status.leased, status.parked)
+    return (
+        status.sidecar,
+        f"~{rows}" if status.rows_are_estimated else rows,
+        *map(str, numbers),
+        f"{status.oldest_wait:.1f}",
+        fill_in_words(status.fill),
+    )
+
+
+def fill_in_words(fill: Fill) -> str:
+    if fill.left is None:
+        return fill.state
+    over = "over " if fill.left >= COUNTED else ""
+    return f"{fill.state}, {over}{fill.left} to go"

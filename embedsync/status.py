@@ -1,0 +1,244 @@
+"""What can be told of each sidecar: what is owed, how far its fill is, what is wrong with it.
+
+It only reads, loads no model, and needs no more than SELECT on embedsync's tables.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from django.apps import apps
+from django.db import connections, router
+
+from embedsync.database import names_of
+from embedsync.declaration import (
+    EmbeddingModel,
+    key_of,
+    rows_of,
+    sidecars,
+    sidecars_of,
+    source_of,
+    watched_of,
+)
+from embedsync.models import Ledger, SidecarState
+from embedsync.sql import statement
+
+COUNTED = 1_000_000  # of more rows than these the server's estimate is told
+
+# Columns that a model has and the database has not; and whether it has the table.
+MISSING = """
+SELECT wanted.source, wanted.name, wanted.attribute, to_regclass(wanted.name) IS NOT NULL
+FROM unnest(%s::text[], %s::text[], %s::text[]) AS wanted(source, name, attribute)
+WHERE NOT EXISTS (
+    SELECT FROM pg_attribute
+    WHERE attrelid = to_regclass(wanted.name) AND attname = wanted.attribute)
+"""
+# How often triggers have failed: NULL for never, and for a role that may not know.
+MISSED = """
+SELECT CASE WHEN has_sequence_privilege(oid, 'SELECT') THEN pg_sequence_last_value(oid) END
+FROM (SELECT to_regclass('embedsync_missed')::oid) AS sequence(oid)
+"""
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How far the fill of a sidecar is, which puts all of its rows into the ledger.
+
+    ``state`` is "complete", "not begun", "begun", or "due": a trigger has failed, and no worker has
+    begun to compare all rows. ``left`` is how many rows are to go, at most ``COUNTED`` of them;
+    None where that is not known.
+    """
+
+    state: str
+    left: int | None = None
+
+
+@dataclass(frozen=True)
+class SidecarStatus:
+    """One sidecar. ``rows`` have a vector; None where this role may not count them.
+
+    ``waiting`` are events in the inbox and rows that are due or will be, ``leased`` those in a
+    worker's hands, ``parked`` those given up; ``oldest_wait`` is in seconds, of what is not parked.
+    """
+
+    sidecar: str
+    source: str
+    rows: int | None
+    rows_are_estimated: bool
+    waiting: int
+    leased: int
+    parked: int
+    oldest_wait: float
+    fill: Fill
+    schema_error: str
+    last_error: str
+
+
+def chosen(labels: Sequence[str], using: str) -> list[type[EmbeddingModel]]:
+    """The sidecars of a database: all, or those of models given by label, sidecars or sources.
+
+    Raises ``LookupError`` where a label names none.
+    """
+    here = [sidecar for sidecar in sidecars() if router.db_for_write(sidecar) == using]
+    found: dict[type[EmbeddingModel], None] = {} if labels else dict.fromkeys(here)
+    for label in labels:
+        try:
+            model = apps.get_model(label)
+        except (LookupError, ValueError):
+            raise LookupError(f"There is no model {label!r}: write app.Model.") from None
+        own = [model] if issubclass(model, EmbeddingModel) else sidecars_of(model)
+        wanted = [sidecar for sidecar in own if sidecar in here]
+        if not wanted:
+            raise LookupError(f"{label} has no embedding in database {using!r}.")
+        found.update(dict.fromkeys(wanted))
+    return list(found)
+
+
+def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[SidecarStatus]:
+    """How these sidecars are, in this order."""
+    missing = missing_columns(using, wanted)
+    with connections[using].cursor() as cursor:
+        cursor.execute(statement("status"))
+        owed = {key: counts for key, *counts in cursor.fetchall()}
+        cursor.execute(MISSED)
+        (missed,) = cursor.fetchone()
+    states = SidecarState.objects.using(using).in_bulk([key_of(sidecar) for sidecar in wanted])
+    found = []
+    for sidecar in wanted:
+        key = key_of(sidecar)
+        broken = {table for table, _ in missing.get(key, ())}
+        rows, is_estimate = embedded(using, sidecar, broken)
+        waiting, leased, parked, oldest = owed.get(key, (0, 0, 0, 0.0))
+        status = SidecarStatus(
+            sidecar=key,
+            source=source_of(sidecar)._meta.label_lower,
+            rows=rows,
+            rows_are_estimated=is_estimate,
+            waiting=waiting,
+            leased=leased,
+            parked=parked,
+            oldest_wait=oldest,
+            fill=fill_of(using, sidecar, states.get(key), missed, broken),
+            schema_error=schema_error(sidecar, missing.get(key, [])),
+            last_error=last_error(using, key),
+        )
+        found.append(status)
+    return found
+
+
+def schema_errors(using: str, wanted: Sequence[type[EmbeddingModel]]) -> dict[str, str]:
+    """What of these sidecars is missing in the database, in words, by sidecar."""
+    missing = missing_columns(using, wanted)
+    return {
+        key_of(sidecar): schema_error(sidecar, missing[key_of(sidecar)])
+        for sidecar in wanted
+        if key_of(sidecar) in missing
+    }
+
+
+def embedded(
+    using: str, sidecar: type[EmbeddingModel], broken: set[str]
+) -> tuple[int | None, bool]:
+    """How many rows have a vector, and whether that is an estimate."""
+    table = sidecar._meta.db_table
+    if table in broken or not is_readable(using, table):
+        return None, False
+    rows: int = rows_of(sidecar, using).values("ordinal")[:COUNTED].count()
+    if rows < COUNTED:
+        return rows, False
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            "SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass(%s)",
+            [connections[using].ops.quote_name(table)],
+        )
+        return max(rows, cursor.fetchone()[0]), True
+
+
+def fill_of(
+    using: str,
+    sidecar: type[EmbeddingModel],
+    state: SidecarState | None,
+    missed: int | None,
+    broken: set[str],
+) -> Fill:
+    """How far a sidecar's fill is; ``missed`` is how often triggers have failed, if known."""
+    if state is not None and state.backfilled_at is not None:
+        is_due = missed is not None and missed != state.missed
+        return Fill("due" if is_due else "complete")
+    after = None if state is None else state.backfill_after
+    word = "not begun" if after is None else "begun"
+    table = source_of(sidecar)._meta.db_table
+    if table in broken or not is_readable(using, table):
+        return Fill(word)
+    names = names_of(sidecar, using)
+    where = "" if after is None else f"WHERE ({names.pk}) > ({names.after_key})"
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            f"SELECT count(*) FROM (SELECT FROM {names.source} {where} LIMIT %(limit)s) AS rest",
+            {"after": after, "limit": COUNTED},
+        )
+        return Fill(word, cursor.fetchone()[0])
+
+
+def is_readable(using: str, table: str) -> bool:
+    """Whether a table is there, for a role that may read it."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            "SELECT coalesce(has_table_privilege(to_regclass(%s), 'SELECT'), false)",
+            [connections[using].ops.quote_name(table)],
+        )
+        return bool(cursor.fetchone()[0])
+
+
+def last_error(using: str, key: str) -> str:
+    """The first line of the error of the row that was queued last: the next may quote the row."""
+    errors = Ledger.objects.using(using).filter(sidecar=key).exclude(last_error="")
+    newest = errors.order_by("-queued_at").values_list("last_error", flat=True).first()
+    return (newest or "").partition("\n")[0]
+
+
+def missing_columns(
+    using: str, wanted: Iterable[type[EmbeddingModel]]
+) -> dict[str, list[tuple[str, str]]]:
+    """By sidecar, what is not in the database of its table and those that it watches.
+
+    Pairs of table and column; the column is ``""`` where the whole table is missing.
+    """
+    quote = connections[using].ops.quote_name
+    names = {
+        (key_of(sidecar), quote(table), column): table
+        for sidecar in wanted
+        for table, column in columns_of(sidecar)
+    }
+    if not names:
+        return {}
+    with connections[using].cursor() as cursor:
+        cursor.execute(MISSING, [list(part) for part in zip(*names, strict=True)])
+        rows = cursor.fetchall()
+    found: dict[str, dict[tuple[str, str], None]] = {}
+    for key, name, column, is_there in rows:
+        pair = (names[key, name, column], column if is_there else "")
+        found.setdefault(key, {})[pair] = None
+    return {key: list(pairs) for key, pairs in found.items()}
+
+
+def columns_of(sidecar: type[EmbeddingModel]) -> Iterable[tuple[str, str]]:
+    """The columns that have to be in the database, as pairs of table and column."""
+    for field in sidecar._meta.concrete_fields:
+        yield sidecar._meta.db_table, str(field.column)
+    for watched in watched_of(sidecar):
+        options = watched.options
+        for column in {*watched.keys, *options.pk_fields, *watched.columns.values()}:
+            yield options.db_table, column.column
+
+
+def schema_error(sidecar: type[EmbeddingModel], missing: list[tuple[str, str]]) -> str:
+    """What is missing in the database, in words; ``""`` where nothing is."""
+    if not missing:
+        return ""
+    source = source_of(sidecar)._meta.db_table
+    listed = [
+        f"column {table}.{column} is missing" if column else f"table {table} is missing"
+        for table, column in sorted(missing)
+    ]
+    word = "orphaned" if (source, "") in missing else "schema error"
+    return f"{word}: {', '.join(listed)}"
