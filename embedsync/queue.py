@@ -236,6 +236,9 @@ class Queue:
 
     def _lock(self, cursor: Any, claim: Claim, pks: Sequence[str]) -> set[str]:
         """Lock those of the rows that are still leased to this worker; their keys."""
+        # At once what later statements need: a REINDEX that comes in between would wait for us,
+        # and we for it.
+        cursor.execute("LOCK TABLE embedsync_ledger IN ROW EXCLUSIVE MODE")
         cursor.execute(statement("mine"), {"pks": sorted(pks), **whose(claim)})
         return {pk for (pk,) in cursor.fetchall()}
 

@@ -1,0 +1,194 @@
+"""Order and age: long backlogs, late commits, rows that change while they are being embedded."""
+
+import bisect
+import math
+import signal
+
+import pytest
+from django.db import connection
+
+from embedsync.models import Inbox
+from embedsync.queue import Queue
+from tests.application import Application, begin, is_settled, settle, uncommitted
+from tests.books import KEY, BookEmbedding, execute
+from tests.library.models import Book
+from tests.sync import assert_in_step, stored_vectors
+from tests.workers import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+INSERT = "INSERT INTO library_book (id, title, body, year, published) VALUES (%s, %s, '', 1, true)"
+BATCH = 1000
+# An old transaction elsewhere: until it ends, nothing that is deleted can be cleared away.
+OLD = "SELECT pg_current_xact_id()"
+
+
+def make_backlog(application, size):
+    for first in range(0, size, BATCH):
+        application.execute(
+            "INSERT INTO library_book (id, title, body, year, published)"
+            " SELECT n, 'Book ' || n, '', 2000, true FROM generate_series(%s::int, %s::int) n",
+            [first + 1, first + BATCH],
+        )
+
+
+def inbox_scans(plan):
+    """The buffers that each scan of the inbox in a plan has touched."""
+    if plan.get("Relation Name") == "embedsync_inbox" and plan["Node Type"] not in (
+        "Tid Scan",
+        "ModifyTable",
+    ):
+        yield plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    for below in plan.get("Plans", []):
+        yield from inbox_scans(below)
+
+
+class Explained:
+    """Has each fold explained before it is made: the buffers that looking for events took."""
+
+    def __init__(self):
+        self.buffers = []
+
+    def __call__(self, execute, sql, params, many, context):
+        if "FOLD" in sql:
+            cursor = context["cursor"]
+            cursor.cursor.execute("SAVEPOINT explained")
+            cursor.cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", params)
+            [[explained]] = cursor.fetchone()
+            cursor.cursor.execute("ROLLBACK TO explained")
+            self.buffers.append(sum(inbox_scans(explained["Plan"])))
+        return execute(sql, params, many, context)
+
+
+@pytest.mark.parametrize("held", [[], [OLD]], ids=["free", "xmin held"])
+def test_looking_for_events_costs_no_more_at_the_end_of_a_backlog(drain, held):
+    """Faults 36 and 37: at most half as much again, and the oldest events come first."""
+    drain()
+    with uncommitted(*held):
+        with Application() as application:
+            make_backlog(application, 20 * BATCH)
+        queue, explained, order = Queue("default", "me"), Explained(), []
+        # As the planner does by itself when there are ten times as many.
+        execute("SET enable_seqscan = off")
+        with connection.execute_wrapper(explained):
+            for _ in range(20):
+                _, [claim] = queue.fold([KEY], BATCH)
+                order.append({int(pk) for pk in claim.pks})
+                # Looks at all there is are seldom, and not what is measured here.
+                queue._next_full_look = math.inf
+    execute("RESET enable_seqscan")
+    assert len(explained.buffers) == 20
+    early, late = explained.buffers[1:5], explained.buffers[-4:]
+    assert min(early) > 0
+    assert max(late) <= 1.5 * max(early)
+    assert order == [
+        set(range(first + 1, first + BATCH + 1)) for first in range(0, 20 * BATCH, BATCH)
+    ]
+
+
+def test_a_backlog_is_worked_off_oldest_first(drain, worker_process):
+    """Faults 36 and 37: nothing waits while more than a batch of each worker overtakes it."""
+    drain()
+    with uncommitted(OLD), Application(writers=2) as application:
+        make_backlog(application, 5 * BATCH)
+        backlog = BookEmbedding.objects.filter(source_id__lte=5 * BATCH)
+        workers = [worker_process("--drain") for _ in range(2)]
+        until(lambda: backlog.count() == 5 * BATCH, seconds=120, every=0.2)
+    for worker in workers:
+        status, output = worker.wait()
+        assert status == 0, output
+    times = []
+    for embedded_at in backlog.order_by("source_id").values_list("embedded_at", flat=True):
+        overtaken = len(times) - bisect.bisect_right(times, embedded_at)
+        assert overtaken <= 2 * 500
+        bisect.insort(times, embedded_at)
+    settle(drain, BookEmbedding)
+
+
+def test_events_that_are_committed_out_of_order_are_found(drain, worker_process):
+    """Fault 44: the first to write is the last to commit."""
+    drain()
+    begin(worker_process)
+    with Application() as application:
+        late = application.client()
+        for turn in range(3):
+            late.execute("BEGIN")
+            late.execute(INSERT, [2 * turn, "first to write"])
+            application.execute(INSERT, [2 * turn + 1, "first to commit"])
+            until(lambda turn=turn: BookEmbedding.objects.filter(source_id=2 * turn + 1).exists())
+            until(is_settled)
+            late.execute("COMMIT")
+            until(lambda turn=turn: BookEmbedding.objects.filter(source_id=2 * turn).exists(), 10)
+    until(is_settled)
+    assert_in_step(BookEmbedding)
+
+
+@pytest.mark.parametrize("last", ["true", "false"])
+def test_a_row_that_flaps_ends_as_it_was_left(drain, worker_process, last):
+    """Fault 41: it is embedded once an event at most."""
+    Book.objects.create(id=1, title="SLEEP")
+    drain()
+    worker = begin(worker_process, SCRIPTED_SLEEP="0")
+    flap = "UPDATE library_book SET published = NOT published"
+    with Application() as application:
+        for _ in range(300):
+            application.execute(flap)
+        application.execute("UPDATE library_book SET published = %s", [last])
+        until(is_settled)
+    assert set(stored_vectors(BookEmbedding)) == ({1} if last == "true" else set())
+    assert_in_step(BookEmbedding)
+    worker.send(signal.SIGTERM)
+    status, output = worker.wait()
+    assert status == 0
+    # Half of the events at most leave the book published.
+    assert output.count("asleep") <= 151
+
+
+def test_a_row_that_flapped_between_two_rounds_is_not_embedded_again(drain):
+    """Fault 41: unpublished for a moment, and nobody has looked."""
+    book = Book.objects.create(title="A")
+    drain()
+    before = book.embedding.embedded_at
+    with Application() as application:
+        for published in ("false", "true") * 50:
+            application.execute("UPDATE library_book SET published = %s", [published])
+    assert Inbox.objects.count() == 100
+    drain()
+    assert BookEmbedding.objects.get().embedded_at == before
+    assert_in_step(BookEmbedding)
+
+
+DELETE = "DELETE FROM library_book WHERE id = 1"
+AGAIN = INSERT.replace("%s, %s", "1, 'back again'")
+
+
+@pytest.mark.parametrize(
+    ("statements", "left"),
+    [
+        ([DELETE], {2}),
+        ([DELETE, AGAIN], {1, 2}),
+        (["UPDATE library_book SET title = 'changed' WHERE id = 1"], {1, 2}),
+        (["UPDATE library_book SET published = false WHERE id = 1"], {2}),
+        (["UPDATE library_book SET id = 3 WHERE id = 1"], {2, 3}),
+    ],
+    ids=["deleted", "replaced", "changed", "unpublished", "moved"],
+)
+def test_what_happens_to_a_row_during_embedding_waits_for_nobody_and_is_kept(
+    drain, worker_process, statements, left
+):
+    """Faults 42 and 43: another worker meets the change while the first is still embedding."""
+    drain()
+    first, second = (begin(worker_process, SCRIPTED_SLEEP="1") for _ in range(2))
+    second.send(signal.SIGSTOP)
+    with Application() as application:
+        with application.first.transaction():
+            application.execute(INSERT, [1, "SLEEP"])
+            application.execute(INSERT, [2, "beside it"])
+        first.says("asleep")
+        for sql in statements:
+            application.execute(sql)
+        second.send(signal.SIGCONT)
+        until(lambda: not Inbox.objects.exists())
+    until(is_settled)
+    assert set(stored_vectors(BookEmbedding)) == left
+    assert_in_step(BookEmbedding)

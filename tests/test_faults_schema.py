@@ -1,0 +1,72 @@
+"""Columns that change under a worker and an application that goes on writing."""
+
+import signal
+from functools import partial
+
+import pytest
+from django.db.models import Q
+
+from embedsync.models import Ledger
+from tests.application import Application, begin, compare_all, connect, is_settled
+from tests.books import BookEmbedding, execute
+from tests.sync import assert_in_step
+from tests.workers import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BOOK = "ALTER TABLE library_book "
+
+
+@pytest.fixture
+def default_body(transactional_db):
+    """Lets writers leave out the column."""
+    execute(BOOK + "ALTER COLUMN body SET DEFAULT ''")
+    yield
+    execute(BOOK + "ALTER COLUMN body DROP DEFAULT")
+
+
+@pytest.mark.parametrize(
+    ("change", "back", "error", "captured"),
+    [
+        ("DROP COLUMN body", "ADD COLUMN body text NOT NULL DEFAULT ''", "body does not", False),
+        ("RENAME COLUMN body TO text", "RENAME COLUMN text TO body", "body does not", False),
+        (
+            "ALTER COLUMN published TYPE text",
+            "ALTER COLUMN published TYPE boolean USING published::boolean",
+            "must be type boolean",
+            True,
+        ),
+    ],
+    ids=["dropped", "renamed", "type changed"],
+)
+def test_a_column_that_changes_under_a_worker_harms_nobody(
+    drain, worker_process, default_body, change, back, error, captured
+):
+    """Fault 32: rows stay owed and are not to blame, the worker stays, the application writes."""
+    drain()
+    worker = begin(worker_process)
+    # A prepared statement would remember the type that a column had.
+    unprepared = partial(connect, prepare_threshold=None)
+    with Application(writers=3, text=["title"], connect=unprepared) as application:
+        try:
+            application.work(10)
+            application.execute(BOOK + change)
+            application.work(20)
+            until(lambda: Ledger.objects.filter(last_error__contains=error).exists())
+            # A lease counts until it ends.
+            returned = Ledger.objects.filter(token=None)
+            assert not returned.filter(Q(run_at=None) | Q(attempts__gt=0)).exists()
+        finally:
+            application.execute(BOOK + back)
+        application.work(10)
+    assert any(error in warning for warning in application.warnings) != captured
+    assert all("were not captured" in warning for warning in application.warnings)
+    compare_all()
+    until(is_settled)
+    assert_in_step(BookEmbedding)
+    worker.send(signal.SIGTERM)
+    status, output = worker.wait()
+    assert status == 0, output
+    assert error in output
+    for trouble in ("the database failed", "is not served", "Traceback"):
+        assert trouble not in output
