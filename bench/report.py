@@ -16,7 +16,15 @@ PROJECT = Path(__file__).resolve().parent.parent
 PAGE = PROJECT / "docs" / "benchmarks.md"
 CACHE = PROJECT / ".cache"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-BENCHMARKS = ("triggers", "drain", "search")
+BENCHMARKS = (
+    "triggers",
+    "capture_statements",
+    "capture_texts",
+    "capture_commits",
+    "capture_rename",
+    "drain",
+    "search",
+)
 
 
 def run(name: str) -> dict[str, Any]:
