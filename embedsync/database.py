@@ -34,6 +34,8 @@ SET LOCAL "DateStyle" = 'ISO, YMD';
 SET LOCAL "TimeZone" = 'UTC';
 """
 
+SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column
+
 
 @contextmanager
 def worker_transaction(using: str) -> Iterator[Any]:
@@ -178,3 +180,11 @@ def literal_sql(using: str, sql: str, params: Any) -> str:
     operations: Any = connections[using].ops
     merged: str = operations.compose_sql(sql, params)
     return merged
+
+
+def told(error: Exception) -> str:
+    """An error of the database in one line, with the cure where the schema is to blame."""
+    text = str(error).strip().splitlines()[0]
+    if getattr(error.__cause__, "sqlstate", None) in SCHEMA_ERRORS:
+        return f"{text}. Run makemigrations and migrate."
+    return text

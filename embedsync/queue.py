@@ -7,12 +7,12 @@ overwrite newer work. Locks are taken in key order or skipped, so workers cannot
 
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from django.db import connections
+from django.db import ProgrammingError, connections, transaction
 from pgvector import HalfVector
 
 from embedsync import state
@@ -24,8 +24,10 @@ from embedsync.sql import statement
 # A look at the whole inbox may take this share of a worker's time, and comes every 2 s at least.
 FULL_LOOK_SHARE = 0.02
 FULL_LOOK_SECONDS = 2.0
-# Events of related rows that are looked at together; each may belong to many rows.
+# Events of related rows that are looked at together; each may belong to many rows, all of which are
+# found again for each page of it.
 HOPS_AT_ONCE = 50
+ROWS_OF_A_HOP = 10_000
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,11 @@ class Queue:
                 state.refill(cursor, key)
         return keys
 
-    def expand(self, served: dict[str, type[EmbeddingModel]], limit: int) -> int:
+    def expand(self, served: dict[str, type[EmbeddingModel]]) -> int:
         """Turn events of related rows into work for the rows of the source that they belong to.
 
-        At most ``limit`` rows for each of ``HOPS_AT_ONCE`` events; what is left of an event stays
-        one. Returns how many events and rows moved.
+        At most ``ROWS_OF_A_HOP`` rows for each of ``HOPS_AT_ONCE`` events; what is left of an event
+        stays one. Returns how many events and rows moved.
         """
         with self.transaction() as cursor:
             cursor.execute(
@@ -156,9 +158,9 @@ class Queue:
                 [list(served), HOPS_AT_ONCE],
             )
             hops = cursor.fetchall()
-        return sum(self._expand(served[key], hop, limit) for key, hop in sorted(hops))
+        return sum(self._expand(served[key], hop) for key, hop in sorted(hops))
 
-    def _expand(self, sidecar: type[EmbeddingModel], hop: str, limit: int) -> int:
+    def _expand(self, sidecar: type[EmbeddingModel], hop: str) -> int:
         key, names = key_of(sidecar), names_of(sidecar, self.using)
         related = related_sql(sidecar, hop, self.using)
         with self.transaction() as cursor:
@@ -170,7 +172,7 @@ class Queue:
                 )
                 return int(cursor.rowcount)
             sql = names.fill("expand", claimed=statement("claim"), related=related)
-            parameters = {"key": key, "hop": hop, "events": HOPS_AT_ONCE, "limit": limit}
+            parameters = {"key": key, "hop": hop, "events": HOPS_AT_ONCE, "limit": ROWS_OF_A_HOP}
             # Leased to nobody: they are due, for this worker and others.
             cursor.execute(sql, {**parameters, **self._lease(uuid4()), "served": []})
             events, rows = cursor.fetchone()
@@ -253,8 +255,11 @@ class Queue:
             for key, after in unfilled.items():
                 names = names_of(served[key], self.using)
                 where = "" if after is None else f"WHERE ({names.pk}) > ({names.after_key})"
-                cursor.execute(f"SELECT count(*) FROM {names.source} {where}", {"after": after})
-                total += cursor.fetchone()[0]
+                sql = f"SELECT count(*) FROM {names.source} {where}"
+                # One that may not be read, or is gone, holds up no other: its fill says why.
+                with suppress(ProgrammingError), transaction.atomic(self.using):
+                    cursor.execute(sql, {"after": after})
+                    total += cursor.fetchone()[0]
             cursor.execute(
                 "SELECT (SELECT count(DISTINCT (sidecar, source_pk)) FROM embedsync_inbox"
                 " WHERE sidecar = ANY(%(filled)s) AND kind = 'row')"

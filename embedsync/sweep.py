@@ -25,7 +25,7 @@ from django.db import (
 )
 
 from embedsync import state
-from embedsync.database import PREAMBLE, names_of, worker_transaction
+from embedsync.database import PREAMBLE, names_of, told, worker_transaction
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
@@ -48,7 +48,6 @@ SNAPSHOT = (
     f"{PREAMBLE}SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
     " LOCK TABLE {tables} IN ACCESS SHARE MODE;"
 )
-SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column
 
 
 class Pace:
@@ -142,7 +141,7 @@ def sweep(
     except DatabaseError as error:
         if isinstance(error, ProgrammingError) and run.source_is_gone():
             return run.without_source(purge)
-        return replace(run.swept, error=summary(error))
+        return replace(run.swept, error=told(error))
 
 
 class Run:
@@ -334,11 +333,3 @@ class Run:
             swept = replace(swept, purged=swept.purged + removed)
             self.pace.keep(removed, started)
         return replace(swept, seconds=time.monotonic() - self.noted, finished=not removed)
-
-
-def summary(error: Exception) -> str:
-    """An error of the database in one line, with the cure where the schema is to blame."""
-    text = str(error).strip().splitlines()[0]
-    if getattr(error.__cause__, "sqlstate", None) in SCHEMA_ERRORS:
-        return f"{text}. Run makemigrations and migrate."
-    return text

@@ -30,11 +30,12 @@ def read(
     rows = rows.annotate(embedsync_key=key_sql(names.key))
     vectors = vectors.annotate(embedsync_key=key_sql(names.source_key))
     with worker_transaction(using):
+        # First, because whoever waits for a locked sidecar must not hold the source meanwhile.
+        stored = list(vectors.values_list("embedsync_key", "digest"))
         if declaration.text is None:
             texts = field_texts(declaration, rows)
         else:
             texts = method_texts(declaration, rows)
-        stored = list(vectors.values_list("embedsync_key", "digest"))
     return texts, {pk: bytes(content) for pk, content in stored}
 
 

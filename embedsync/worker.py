@@ -21,7 +21,7 @@ from pgvector import HalfVector
 
 from embedsync import state
 from embedsync.conf import settings
-from embedsync.database import worker_transaction
+from embedsync.database import told, worker_transaction
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
@@ -171,7 +171,7 @@ class Worker:
 
         truncated = self.queue.truncated(list(served))
         self._unfilled |= set(truncated)
-        expanded = self.queue.expand(served, size)
+        expanded = self.queue.expand(served)
         # A share for retries and one for the fill, however many events come in.
         claims += self.queue.due(list(served), max(1, size // 4))
         retries = size - room()
@@ -304,7 +304,7 @@ class Worker:
         self.services.pop(key, None)
         self.errors[key] = str(error)
         if isinstance(error, ProgrammingError):
-            self.errors[key] = f"{str(error).splitlines()[0]}. Run makemigrations and migrate."
+            self.errors[key] = told(error)
         logger.error("%s is not served: %s", key, self.errors[key])
 
     def _adopt(self, service: Service) -> None:

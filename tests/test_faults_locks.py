@@ -2,7 +2,6 @@
 
 import contextlib
 
-import psycopg
 import pytest
 from django.db import connection
 
@@ -141,11 +140,6 @@ def test_a_transaction_of_many_statements_waits_for_a_locked_queue_once(drain, e
     assert BookEmbedding.objects.count() == (22 if end == "COMMIT" else 1)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=psycopg.errors.LockNotAvailable,
-    reason="a worker that reads waits with the source in its hands",
-)
 @pytest.mark.parametrize("event", ["change", "comparison"])
 def test_a_locked_sidecar_does_not_hold_up_a_truncation(drain, worker_process, event):
     """Fault 34: nor what waits behind it. VACUUM FULL and REINDEX lock a sidecar for long."""

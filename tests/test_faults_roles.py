@@ -143,9 +143,6 @@ def test_a_comparison_of_rows_that_a_worker_may_not_see_removes_nothing(
     settle(drain, BookEmbedding)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a drain first counts the rows of all sources"
-)
 def test_a_drain_serves_the_others_where_one_source_may_not_be_read(
     drain, worker_process, restricted
 ):

@@ -5,6 +5,7 @@ from django.db import connection, transaction
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
+from embedsync import queue
 from embedsync.models import Inbox, Ledger
 from embedsync.text import read
 from tests.books import execute
@@ -126,8 +127,8 @@ def test_a_renamed_genre_costs_its_writer_one_event(drain):
     assert_in_step(FilmEmbedding)
 
 
-def test_an_event_of_more_rows_than_a_page_is_expanded_in_pages(drain, settings):
-    settings.EMBEDSYNC_BATCH_SIZE = 7
+def test_an_event_of_more_rows_than_a_page_is_expanded_in_pages(drain, monkeypatch):
+    monkeypatch.setattr(queue, "ROWS_OF_A_HOP", 7)
     genres = [Genre.objects.create(name=name) for name in ("Drama", "Farce")]
     films = Film.objects.bulk_create(Film(title=f"Film {n}") for n in range(50))
     for genre in genres:

@@ -20,9 +20,10 @@ from django.db import (
     connections,
 )
 
+from embedsync.database import told
 from embedsync.declaration import EmbeddingModel, source_of
 from embedsync.progress import Progress, drain_progress
-from embedsync.sweep import PAGE, RATE, Pace, estimate, sidecars_in, summary, sweep_all
+from embedsync.sweep import PAGE, RATE, Pace, estimate, sidecars_in, sweep_all
 from embedsync.swept import KINDS, Swept, report
 
 EXIT_AT_ONCE = 130  # what a shell reports for a program ended by Ctrl-C
@@ -112,7 +113,7 @@ class Command(BaseCommand):
             self.show(found, result["not_begun"], options)
         if failure:
             raise CommandError(
-                f"Database {using!r} failed: {summary(failure)}\n"
+                f"Database {using!r} failed: {told(failure)}\n"
                 "The next sweep goes on where this one has ended."
             )
         if not result["ok"]:
