@@ -10,6 +10,7 @@ import pytest
 from django.db import connection
 
 from embedsync.models import Ledger
+from tests.application import is_settled
 from tests.library.models import Book, Parcel
 from tests.sync import assert_in_step
 from tests.workers import until
@@ -75,18 +76,6 @@ def write_at_random(chance, batches):
                 application.commit()
 
 
-def drained():
-    """Nothing is owed, by a comparison in hand neither, such as a TRUNCATE begins."""
-    with connection.cursor() as cursor:
-        # In one statement: what is owed moves from one of these tables to another.
-        cursor.execute(
-            "SELECT NOT EXISTS (SELECT FROM embedsync_inbox)"
-            " AND NOT EXISTS (SELECT FROM embedsync_ledger)"
-            " AND NOT EXISTS (SELECT FROM embedsync_sidecar WHERE backfilled_at IS NULL)"
-        )
-        return cursor.fetchone()[0]
-
-
 @pytest.mark.parametrize("round_", range(3))
 def test_every_vector_is_that_of_its_row_now(worker_process, round_):
     seed = int(os.environ.get("EMBEDSYNC_TEST_SEED", random.randrange(10**9)))
@@ -107,7 +96,7 @@ def test_every_vector_is_that_of_its_row_now(worker_process, round_):
     third = worker_process(**short)
     write_at_random(chance, BATCHES * 2 // 3)
 
-    until(drained, seconds=60)
+    until(is_settled, seconds=60)
     assert_in_step(Book.embedding.model, Parcel.embedding.model)
     for worker in (other, third):
         worker.send(signal.SIGTERM)
