@@ -255,7 +255,6 @@ def test_writes_from_django(project):
     assert_in_step(project, FILMS)
 
 
-@pytest.mark.xfail(strict=True, reason="write.sql gives such a key two rows")
 def test_a_key_that_is_not_unique_harms_itself_alone(project):
     """Django knows the id alone; PostgreSQL wants the partition's columns in the primary key."""
     code = install(project, "row")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from django.db import transaction
 
+from embedsync import queue
 from embedsync import sweep as module
 from embedsync.declaration import source_of
 from embedsync.models import Ledger, SidecarState
@@ -172,11 +173,12 @@ def test_work_in_the_ledger_is_no_drift(library, drain, settings):
     assert (found.ok, events()) == (True, [])
 
 
-def test_what_a_related_row_owes_is_no_drift(library, drain):
+def test_what_a_related_row_owes_is_no_drift(library, drain, monkeypatch):
     """Also when a worker has found only some of the rows that it belongs to."""
+    monkeypatch.setattr(queue, "ROWS_OF_A_HOP", 3)
     Genre.objects.update(name="Farce")
     assert counts(swept(FilmEmbedding, repair=True)) == {"waiting": library}
-    Queue("default", "somebody").expand({FILM_KEY: FilmEmbedding}, 3)
+    Queue("default", "somebody").expand({FILM_KEY: FilmEmbedding})
     assert Ledger.objects.filter(sidecar=FILM_KEY).count() == 3
     assert counts(swept(FilmEmbedding, repair=True)) == {"waiting": library}
     drain()
