@@ -24,6 +24,7 @@ BENCHMARKS = (
     "capture_rename",
     "drain",
     "search",
+    "sweep",
 )
 
 

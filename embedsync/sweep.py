@@ -5,6 +5,7 @@ and ledger together: a change that has been committed is owed there, or is in th
 is found is exact, however busy the database is.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,15 +40,21 @@ from embedsync.sql import statement
 from embedsync.swept import DRIFT, EXAMPLES, Swept
 from embedsync.text import digest, read
 
+logger = logging.getLogger("embedsync")
+
 PAGE = 1000  # rows
 RATE = 10_000.0  # rows a second
 
 # The locks before the snapshot, because a TRUNCATE, and an ALTER TABLE that rewrites its table, is
-# seen by snapshots older than it is. These locks hold up nothing that a SELECT would not.
+# seen by snapshots older than it is. They hold up nothing that a SELECT would not; and what waits
+# for one table must not hold the others for long meanwhile.
 SNAPSHOT = (
     f"{PREAMBLE}SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
+    " SET LOCAL lock_timeout = '200ms';"
     " LOCK TABLE {tables} IN ACCESS SHARE MODE;"
 )
+LOCKED = "55P03"
+SECONDS_UNTIL_UNLOCKED = 1.0
 
 
 class Pace:
@@ -68,8 +75,13 @@ class Pace:
         return self.stopping or (self._end is not None and time.monotonic() >= self._end)
 
     def keep(self, rows: int, started: float) -> None:
-        """Wait until so many rows may have taken this long, in slices."""
-        due = started + (rows / self.rate if self.rate else 0.0)
+        """Wait until so many rows may have taken this long."""
+        if self.rate:
+            self.wait(started + rows / self.rate - time.monotonic())
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, in slices, because a signal does not end a sleep."""
+        due = time.monotonic() + seconds
         while not self.ended and (left := due - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
 
@@ -167,7 +179,8 @@ class Run:
         self.names = names_of(sidecar, using)
         quote = connections[using].ops.quote_name
         watched = [quote(watched.options.db_table) for watched in watched_of(sidecar)]
-        self.tables = ", ".join(dict.fromkeys([*watched, self.names.sidecar]))
+        # In the order in which workers lock them.
+        self.tables = ", ".join(dict.fromkeys([self.names.sidecar, *watched]))
         self.new = Swept(sidecar._meta.label, source_of(sidecar)._meta.label)
         self.swept = self.new
         self.after: str | None = None
@@ -181,7 +194,14 @@ class Run:
         self._take_up(restart)
         while not self.swept.finished and not self.pace.ended:
             started = time.monotonic()
-            keys, kinds = self._read_page()
+            try:
+                keys, kinds = self._read_page()
+            except OperationalError as error:
+                if getattr(error.__cause__, "sqlstate", None) != LOCKED:
+                    raise
+                logger.warning("the sweep of %s waits for a locked table", self.key)
+                self.pace.wait(SECONDS_UNTIL_UNLOCKED)
+                continue
             self._settle(keys, kinds)
             self.progress(len(keys))
             if not self.swept.finished:

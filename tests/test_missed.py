@@ -33,7 +33,7 @@ def is_compared():
 @pytest.fixture
 def heeded(drain):
     """No failure is left to be seen to."""
-    until(lambda: drain() and is_compared())
+    until(lambda: drain() and is_compared(), seconds=120)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_the_transaction_that_left_the_mark_is_waited_for_though_none_is_newer(d
         look()
         assert not is_compared()
     uncaptured.commit()
-    until(lambda: drain() and is_compared())
+    until(lambda: drain() and is_compared(), seconds=120)
     assert BookEmbedding.objects.count() == 1
     assert_in_step(BookEmbedding)
 
@@ -102,7 +102,7 @@ def test_a_mark_restored_from_another_server_is_not_waited_for(heeded, drain):
     execute("RESET embedsync.capture")
     execute("SELECT nextval('embedsync_missed')")
     SidecarState.objects.update(missed_seen=mark(), missed_until=2**40)
-    until(lambda: drain() and is_compared())
+    until(lambda: drain() and is_compared(), seconds=120)
     assert BookEmbedding.objects.count() == 1
     assert_in_step(BookEmbedding)
 
@@ -114,5 +114,5 @@ def test_a_mark_is_not_waited_for_longer_than_its_transaction(drain, uncaptured)
         busy.set_autocommit(False)
         cursor.execute("SELECT pg_current_xact_id()")
         uncaptured.commit()
-        until(lambda: drain() and is_compared())
+        until(lambda: drain() and is_compared(), seconds=120)
         assert BookEmbedding.objects.count() == 1

@@ -178,7 +178,7 @@ class TestSessionsThatGoOn:
 
     def test_what_the_warning_was_about_is_compared(self, project, code, session, level):
         project.sql("ALTER TABLE shop_movie ALTER title TYPE text")
-        session.execute("UPDATE shop_movie SET title = 'unseen' WHERE id = 1")
+        session.execute("UPDATE shop_movie SET title = 'unseen' WHERE id = 2")
         assert len(session.notices) == (level != "statement")
         settle(project, code)
         assert_in_step(project, Shape(""))

@@ -52,12 +52,12 @@ def drain_elsewhere():
     worker.run(drain=True)
 
 
-@pytest.mark.parametrize("sidecar", SIDECARS, ids=lambda sidecar: sidecar.__name__)
 @pytest.mark.parametrize("page", [1, 3, 7, 100])
-def test_a_sidecar_in_step_has_no_drift(library, sidecar, page):
-    found = swept(sidecar, page=page)
-    assert (found.compared, counts(found), found.finished) == (library, {}, True)
-    assert found.ok
+def test_a_sidecar_in_step_has_no_drift(library, page):
+    for sidecar in SIDECARS:
+        found = swept(sidecar, page=page)
+        assert (found.compared, counts(found), found.finished) == (library, {}, True)
+        assert found.ok
 
 
 @pytest.mark.parametrize("road", ROADS)
@@ -175,9 +175,9 @@ def test_work_in_the_ledger_is_no_drift(library, drain, settings):
 
 def test_what_a_related_row_owes_is_no_drift(library, drain, monkeypatch):
     """Also when a worker has found only some of the rows that it belongs to."""
-    monkeypatch.setattr(queue, "ROWS_OF_A_HOP", 3)
     Genre.objects.update(name="Farce")
     assert counts(swept(FilmEmbedding, repair=True)) == {"waiting": library}
+    monkeypatch.setattr(queue, "ROWS_OF_A_HOP", 3)
     Queue("default", "somebody").expand({FILM_KEY: FilmEmbedding})
     assert Ledger.objects.filter(sidecar=FILM_KEY).count() == 3
     assert counts(swept(FilmEmbedding, repair=True)) == {"waiting": library}

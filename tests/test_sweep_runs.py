@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, transaction
 
 from embedsync import sweep as module
 from embedsync import tasks
 from embedsync.models import Inbox, SidecarState
 from embedsync.sweep import Pace, Run, sweep, sweep_all
 from tests.books import KEY, BookEmbedding, execute
+from tests.cinema.models import Film
 from tests.library.models import Book, Memo, Parcel, Seat
 from tests.sweeping import (
     SIDECARS,
@@ -19,14 +20,17 @@ from tests.sweeping import (
     counts,
     events,
     in_a_thread,
+    is_waited_for,
     swept,
     write_library,
 )
 from tests.sync import assert_in_step
+from tests.workers import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 MemoEmbedding = Memo.embedding.model
+FilmEmbedding = Film.embedding.model
 
 
 @pytest.fixture
@@ -152,6 +156,37 @@ def test_a_sweep_keeps_its_pace_and_its_time(drifted):
     assert time.monotonic() - started >= 6 / 20
     found = swept(page=1, pace=Pace(rate=1, seconds=0.1))
     assert (found.compared, found.finished) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "locked", "wanted"),
+    [
+        (BookEmbedding, "library_bookembedding", "library_book"),
+        (FilmEmbedding, "cinema_genre", "cinema_film"),
+        (FilmEmbedding, "embedsync_inbox", "cinema_filmembedding"),
+    ],
+)
+def test_a_sweep_that_waits_for_a_table_holds_up_nobody(drifted, sidecar, locked, wanted):
+    """A statement that waits for a table holds up all that come to it later."""
+    sidecar.objects.all().delete()
+    pace = Pace(rate=0)
+    with ThreadPoolExecutor(2) as pool, transaction.atomic():
+        execute(f"LOCK TABLE {locked} IN ACCESS EXCLUSIVE MODE")
+        sweeping = pool.submit(in_a_thread, swept, sidecar, pace=pace)
+        until(is_waited_for)
+        for _ in range(3):
+            pool.submit(in_a_thread, lock_at_once, wanted).result()
+            until(is_waited_for)
+        pace.stop()
+        found = sweeping.result(timeout=20)
+        assert (found.finished, found.compared) == (False, 0)
+    assert swept(sidecar).finished
+
+
+def lock_at_once(table):
+    with transaction.atomic():
+        execute("SET LOCAL lock_timeout = 500")
+        execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
 
 
 def test_short_runs_come_to_all_sidecars(drifted):
