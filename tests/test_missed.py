@@ -46,7 +46,10 @@ def uncaptured(heeded):
         application.set_autocommit(False)
         with transaction.atomic(), application.cursor() as cursor:
             execute("LOCK TABLE embedsync_inbox")
-            cursor.execute("INSERT INTO library_book VALUES (1, 'late', '', 1, true)")
+            cursor.execute(
+                "INSERT INTO library_book (id, title, body, year, published)"
+                " VALUES (1, 'late', '', 1, true)"
+            )
         yield application
     assert not Inbox.objects.filter(source_pk="1").exists()
 

@@ -93,7 +93,10 @@ def test_other_connections_are_captured_as_ever(around):
         embedsync.paused(),
         other.cursor() as cursor,
     ):
-        cursor.execute("INSERT INTO library_book VALUES (7, 'Theirs', '', 1, true)")
+        cursor.execute(
+            "INSERT INTO library_book (id, title, body, year, published)"
+            " VALUES (7, 'Theirs', '', 1, true)"
+        )
         Book.objects.create(pk=8, title="Ours")
     assert events() == ["7"]
 
