@@ -59,8 +59,8 @@ def figures(kind: str, traced: list[Slice], bare: list[Slice], mark: float | Non
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seconds", type=int, default=5, help="of a slice (default: 5)")
-    parser.add_argument("--rounds", type=int, default=8, help="after one to warm up (default: 8)")
+    parser.add_argument("--seconds", type=int, default=2, help="of a slice (default: 2)")
+    parser.add_argument("--rounds", type=int, default=20, help="after one to warm up (default: 20)")
     parser.add_argument("--rows", type=int, default=100_000, help="in the table at the beginning")
     options = parser.parse_args()
     with database("commits", fsync=True):

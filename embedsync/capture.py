@@ -17,7 +17,7 @@ from django.db.backends.ddl_references import Columns, Statement, Table
 from django.db.backends.utils import truncate_name
 from django.db.migrations.exceptions import IrreversibleError
 
-from embedsync.events import EventColumns, event_sql, row_event_sql
+from embedsync.events import EventColumns, event_sql, row_event_sql, settings_for
 from embedsync.path import watched_tables
 from embedsync.sql import statement
 
@@ -69,7 +69,10 @@ def source_options(sidecar: Any) -> Any:
 
 @dataclass(frozen=True)
 class Trigger:
-    """One trigger as it has to be. ``table`` is quoted; ``body`` is that of its function."""
+    """One trigger as it has to be. ``table`` is quoted; ``body`` is that of its function.
+
+    ``settings`` are what the function sets while it runs, as lines of SQL.
+    """
 
     name: str
     table: str
@@ -77,6 +80,7 @@ class Trigger:
     arguments: tuple[str, ...]
     level: Level
     body: str
+    settings: str
 
     @property
     def for_each_row(self) -> bool:
@@ -85,7 +89,7 @@ class Trigger:
     @property
     def function(self) -> str:
         """The name of its function. Another body, or another frame around it, has another name."""
-        content = statement("function") + self.body
+        content = statement("function") + self.settings + self.body
         return f"{FUNCTION}_{blake2b(content.encode(), digest_size=8).hexdigest()}"
 
     def sql(self, schema: str, sidecar: str, quote_name: Any, quote_value: Any) -> str:
@@ -103,7 +107,7 @@ class Trigger:
             function=self.function,
             arguments=", ".join(map(quote_value, self.arguments)),
         )
-        made = function.replace("{body}", self.body) + made
+        made = function.replace("{settings}", self.settings).replace("{body}", self.body) + made
         if self.level == "always":
             made += f"ALTER TABLE {self.table} ENABLE ALWAYS TRIGGER {quote_name(self.name)};\n"
         return made
@@ -191,10 +195,13 @@ class TriggerStatement(Statement):
         self.quote_name, self.quote_value = schema_editor.quote_name, schema_editor.quote_value
         self.server = schema_editor.connection.pg_version
         self.watched = watched_tables(source_options(sidecar), trigger.fields)
+        self.settings: list[str] = []
         parts: dict[str, Any] = {"sidecar": Table(sidecar._meta.db_table, self.quote_name)}
         for number, watched in enumerate(self.watched):
             table = watched.options.db_table
             parts[f"table{number}"] = Table(table, self.quote_name)
+            types = [field.rel_db_type(schema_editor.connection) for field in watched.keys]
+            self.settings.append(settings_for(types))
             uses = (watched.keys, watched.options.pk_fields, watched.columns.values())
             for name, fields in zip(USES, uses, strict=True):
                 columns = [field.column for field in fields]
@@ -209,6 +216,8 @@ class TriggerStatement(Statement):
             columns = EventColumns(
                 **{name: [*map(self.quote_name, part.columns)] for name, part in parts.items()},
                 related=not watched.is_source,
+                sidecar=self.quote_value(trigger.key),
+                hop=self.quote_value(watched.lookup) if watched.lookup else None,
             )
             base = f"{trigger.name}_{number}" if number else trigger.name
             for event in watched.events:
@@ -220,6 +229,7 @@ class TriggerStatement(Statement):
                     (trigger.key, watched.lookup),
                     trigger.level,
                     (row_event_sql if row else event_sql)(event, columns, self.schema, self.server),
+                    self.settings[number],
                 )
 
     def __str__(self) -> str:

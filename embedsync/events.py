@@ -42,28 +42,56 @@ ROW_KEYS = {
 STAYS = "pg_column_toast_chunk_id(OLD.{0}) = pg_column_toast_chunk_id(NEW.{0})"
 STAYS_SINCE = 170000
 
+# Types whose text is the same whatever a session's settings are, as a key's text has to be.
+FIXED_TYPES = {"smallint", "integer", "bigint", "uuid", "char", "varchar", "text"}
+# For keys of other types. Not for all: it is a fifth of what a single-row statement pays.
+FIXED_SETTINGS = """\
+SET "DateStyle" = 'ISO, YMD'
+SET "TimeZone" = 'UTC'
+"""
+
 
 @dataclass(frozen=True)
 class EventColumns:
     """The columns of one watched table that matter to its triggers, quoted.
 
     ``keys`` go into the inbox, ``identity`` tells rows apart, a change of ``values`` is an event.
+    ``related`` says that the rows are not the source's own. ``sidecar`` and ``hop`` are what the
+    inbox has beside the keys, quoted; ``hop`` is None where the keys are those of the source.
     """
 
     keys: list[str]
     identity: list[str]
     values: list[str]
     related: bool
+    sidecar: str
+    hop: str | None
 
     @property
     def all(self) -> list[str]:
         return list(dict.fromkeys([*self.keys, *self.identity, *self.values]))
 
+    def insert(self, keys: str, schema: str) -> str:
+        """PL/pgSQL that puts what the query ``keys`` finds into the inbox."""
+        # Constants rather than the trigger's arguments, which PL/pgSQL takes longer to look up.
+        kind, hop = ("'row'", "NULL") if self.hop is None else ("'hop'", self.hop)
+        origin = f"{self.sidecar}, {kind}, {hop}"
+        return statement("events").format(keys=keys, schema=schema, origin=origin)
+
+    def truncate(self, schema: str) -> str:
+        return statement("event_of_truncate").format(schema=schema, sidecar=self.sidecar)
+
+
+def settings_for(key_types: Iterable[str]) -> str:
+    """What the function of a trigger sets, given the types of the keys that it writes."""
+    fixed = all(key_type.split("(")[0] in FIXED_TYPES for key_type in key_types)
+    return "" if fixed else FIXED_SETTINGS
+
 
 def event_sql(event: str, columns: EventColumns, schema: str, server: int) -> str:
     """What the statement trigger for ``event`` does, in PL/pgSQL."""
     if event == "TRUNCATE":
-        return statement("event_of_truncate").format(schema=schema)
+        return columns.truncate(schema)
     updated = RELATED_UPDATED if columns.related else UPDATED
     values = [*columns.values, *columns.keys] if columns.related else columns.values
     sql = {"INSERT": INSERTED, "DELETE": DELETED, "UPDATE": updated}[event].format(
@@ -75,7 +103,7 @@ def event_sql(event: str, columns: EventColumns, schema: str, server: int) -> st
         new_values=", ".join(f"n.{column}" for column in values),
     )
     keys = RELATED.format(events=sql) if columns.related else sql
-    return statement("events").format(keys=keys, schema=schema)
+    return columns.insert(keys, schema)
 
 
 def row_event_sql(event: str, columns: EventColumns, schema: str, server: int) -> str:
@@ -94,7 +122,7 @@ def row_event_sql(event: str, columns: EventColumns, schema: str, server: int) -
     if columns.related:
         keys = RELATED.format(events=keys)
     changed = "TRUE" if event != "UPDATE" else row_differs(columns.all, server)
-    insert = statement("events").format(keys=keys, schema=schema)
+    insert = columns.insert(keys, schema)
     return statement("events_of_row").format(changed=changed, insert=insert)
 
 

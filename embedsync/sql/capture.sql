@@ -1,8 +1,9 @@
 -- The sequence that counts failures of triggers, and what migrations need to make and drop them.
 -- {schema} is the schema of embedsync's own tables, quoted; {literal} is the same inside a string.
 --
--- Arguments of a trigger: the sidecar's key; the hop, which says what the events' keys are of ('':
--- of the source's own rows). What it does stands in its function (function.sql, events.py).
+-- Arguments of a trigger, by which it is found again: the sidecar's key; the hop, which says what the
+-- events' keys are of ('': of the source's own rows). What it does stands in its function
+-- (function.sql, events.py).
 
 CREATE SEQUENCE IF NOT EXISTS {schema}.embedsync_missed;
 

@@ -1,1 +1,1 @@
-    INSERT INTO {schema}.embedsync_inbox (sidecar, kind) VALUES (TG_ARGV[0], 'truncate');
+    INSERT INTO {schema}.embedsync_inbox (sidecar, kind) VALUES ({sidecar}, 'truncate');

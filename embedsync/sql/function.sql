@@ -9,12 +9,12 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 -- A locked queue costs the application 200 ms, once a transaction: see "tripped" below.
 SET lock_timeout = '200ms'
--- A key must read the same whatever the session's settings are.
-SET "DateStyle" = 'ISO, YMD'
-SET "TimeZone" = 'UTC'
-AS $function$
+{settings}AS $function$
 BEGIN
-    IF current_setting('embedsync.tripped', true) = 'on' THEN
+    -- The second is the pause switch. In WHEN it would be parsed anew for each statement.
+    IF current_setting('embedsync.tripped', true) = 'on'
+        OR current_setting('embedsync.capture', true) = 'off'
+    THEN
         RETURN NULL;
     END IF;
 {body}    RETURN NULL;
