@@ -8,7 +8,8 @@ from clients import TABLE, Clients, Slice
 from common import Figure, arguments, database, one_value, progress, report, run_sql
 from sources import BARE, INBOX, SIDES, TRACED, Plain, make, side
 
-MARK = 0.85
+KINDS = ("django", "psycopg", "pgbench")
+MARK = 0.85  # for the clients that are as an application's are
 
 
 def fill(rows: int) -> None:
@@ -24,7 +25,7 @@ def fill(rows: int) -> None:
 
 def measure(clients: Clients, rounds: int) -> dict[str, dict[str, list[Slice]]]:
     """Slices by kind of client and side."""
-    kinds = {"python": clients.python, "pgbench": clients.pgbench}
+    kinds = {kind: getattr(clients, kind) for kind in KINDS}
     slices: dict[str, dict[str, list[Slice]]] = {
         kind: {schema: [] for schema in SIDES} for kind in kinds
     }
@@ -60,7 +61,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=int, default=2, help="of a slice (default: 2)")
-    parser.add_argument("--rounds", type=int, default=20, help="after one to warm up (default: 20)")
+    parser.add_argument("--rounds", type=int, default=15, help="after one to warm up (default: 15)")
     parser.add_argument("--rows", type=int, default=100_000, help="in the table at the beginning")
     options = parser.parse_args()
     with database("commits", fsync=True):
@@ -68,10 +69,9 @@ def main() -> None:
         fill(options.rows)
         slices = measure(Clients(options.clients, options.seconds, options.rows), options.rounds)
         knobs = [f"{name} {one_value(f'SHOW {name}')}" for name in ("fsync", "synchronous_commit")]
-    found = [
-        *figures("python", slices["python"][TRACED], slices["python"][BARE], MARK),
-        *figures("pgbench", slices["pgbench"][TRACED], slices["pgbench"][BARE], None),
-    ]
+    found = []
+    for kind, sides in slices.items():
+        found += figures(kind, sides[TRACED], sides[BARE], MARK if kind == "django" else None)
     note = f"{options.clients} clients, slices of {options.seconds} s; {', '.join(knobs)}"
     report(found, [note], as_json=options.json)
 

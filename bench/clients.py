@@ -1,6 +1,7 @@
-"""Clients that write as fast as they can, on one side or the other: Python's, and pgbench's.
+"""Clients that write as fast as they can, on one side or the other: Django's, psycopg's, pgbench's.
 
-A transaction is an insert and an update of a random row, with parameters sent as Django sends them.
+A transaction is an insert and an update of a random row. The first is an application that does
+nothing else; the others take less and less CPU for themselves, and leave more to the server.
 """
 
 import multiprocessing
@@ -10,6 +11,7 @@ import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 import psutil
 import psycopg
 from common import PROJECT, ServerCPU
-from django.db import connection
+from django.db import connection, connections, transaction
 from sources import Plain
 
 from example_project.postgres_programs import Programs
@@ -59,8 +61,15 @@ class Clients:
         self.where = {"host": info.host, "port": info.port, "user": info.user}
         self.where |= {"dbname": info.dbname, "password": info.password}
 
-    def python(self, schema: str) -> Slice:
-        """Processes of Python with psycopg."""
+    def django(self, schema: str) -> Slice:
+        """Processes that write through Django's models."""
+        return self._processes(schema, write_with_django)
+
+    def psycopg(self, schema: str) -> Slice:
+        """Processes that send the SQL themselves, with parameters as Django sends them."""
+        return self._processes(schema, write_with_psycopg)
+
+    def _processes(self, schema: str, write: Any) -> Slice:
         options = {"options": f"-c search_path={schema}", "application_name": NAME}
         fork = multiprocessing.get_context("fork")
         start, results = fork.Barrier(self.number), fork.SimpleQueue()
@@ -101,19 +110,47 @@ class Clients:
         return Slice(float(rate[1]), spent.seconds / int(done[1]) * 1e6)
 
 
-def write(where: dict[str, Any], seconds: float, rows: int, start: Any, results: Any) -> None:
+def write_with_django(
+    where: dict[str, Any], seconds: float, rows: int, start: Any, results: Any
+) -> None:
     """One client: transactions until the time is over; their number goes to ``results``."""
-    commits = 0
+    # A connection of its own: the other belongs to the process that this one comes from.
+    mine = connections.create_connection("default")
+    options = {name: where[name] for name in ("options", "application_name")}
+    mine.settings_dict = {**mine.settings_dict, "OPTIONS": options}
+    connections["default"] = mine
+    mine.ensure_connection()
+
+    def one(number: int, text: str, row: int) -> None:
+        with transaction.atomic():
+            Plain.objects.create(title=f"new {number}", body=text)
+            Plain.objects.filter(pk=row).update(body=text)
+
+    results.put(repeat(one, seconds, rows, start))
+
+
+def write_with_psycopg(
+    where: dict[str, Any], seconds: float, rows: int, start: Any, results: Any
+) -> None:
+    """The same, without Django."""
     with psycopg.connect(**where, autocommit=True, cursor_factory=psycopg.ClientCursor) as client:
-        start.wait()
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            text = f"{random.random()} {WORDS}"
+
+        def one(number: int, text: str, row: int) -> None:
             with client.transaction():
-                client.execute(INSERT, [f"new {commits}", text])
-                client.execute(UPDATE, [text, random.randint(1, rows)])
-            commits += 1
-    results.put(commits)
+                client.execute(INSERT, [f"new {number}", text])
+                client.execute(UPDATE, [text, row])
+
+        results.put(repeat(one, seconds, rows, start))
+
+
+def repeat(one: Callable[[int, str, int], None], seconds: float, rows: int, start: Any) -> int:
+    """Make transactions until the time is over. Returns how many."""
+    start.wait()
+    commits, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        one(commits, f"{random.random()} {WORDS}", random.randint(1, rows))
+        commits += 1
+    return commits
 
 
 class Spent:
