@@ -83,6 +83,11 @@ class Settings:
         return getattr(django_settings, "EMBEDSYNC_MAX_BACKOFF", 600.0)
 
     @property
+    def probe_interval(self) -> float:
+        """Seconds between two calls of a worker to a provider that does not answer, at most."""
+        return getattr(django_settings, "EMBEDSYNC_PROBE_INTERVAL", 30.0)
+
+    @property
     def ef_search(self) -> int:
         """``hnsw.ef_search`` of a search: more finds more and takes longer (1 to 1000)."""
         return getattr(django_settings, "EMBEDSYNC_EF_SEARCH", 200)

@@ -32,6 +32,9 @@ SET LOCAL synchronous_commit = off;
 SET LOCAL row_security = off;
 SET LOCAL "DateStyle" = 'ISO, YMD';
 SET LOCAL "TimeZone" = 'UTC';
+SET LOCAL "IntervalStyle" = 'postgres';
+SET LOCAL extra_float_digits = 1;
+SET LOCAL bytea_output = 'hex';
 """
 
 SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column
@@ -74,6 +77,7 @@ class Names:
 
     ``pk`` are the columns of the source's key, ``source_pk`` those of the sidecar that repeat it.
     ``key``, ``page_key`` and ``given_key`` go between a key's columns and its text in the queue.
+    What stands beside the source in a FROM is called ``embedsync_...``, as no source is.
     """
 
     def __init__(self, sidecar: type[EmbeddingModel], using: str) -> None:
@@ -94,10 +98,12 @@ class Names:
             for columns in (pk, source_pk)
         )
         self.key, self.source_key, self.page_key = map(key_text, (pk, source_pk, page))
-        self.given_key = key_columns("given.key", types)
+        self.given_key = key_columns("embedsync_given.key", types)
         self.after_key = key_columns("%(after)s", types)
-        reached = key_columns("picked.reached", types)
-        self.after_reached = f"WHERE picked.reached IS NULL OR ({self.page}) > ({reached})"
+        reached = key_columns("embedsync_picked.reached", types)
+        self.after_reached = (
+            f"WHERE embedsync_picked.reached IS NULL OR ({self.page}) > ({reached})"
+        )
         self.eligible = eligible_sql(sidecar, using)
 
     def fill(self, name: str, **more: str) -> str:
@@ -127,9 +133,14 @@ def source_columns(sidecar: type[EmbeddingModel], using: str) -> list[str]:
     return [f"{table}.{quote(theirs.column)}" for _, theirs in key_fields(sidecar)]
 
 
+def all_rows(sidecar: type[EmbeddingModel], using: str) -> "models.QuerySet[models.Model]":
+    """The source's rows, past any manager of the application's, its base manager included."""
+    return models.QuerySet(source_of(sidecar), using=using)
+
+
 def eligible(sidecar: type[EmbeddingModel], using: str) -> "models.QuerySet[models.Model]":
-    """The source's rows that meet the condition, past any manager of the application's."""
-    rows = source_of(sidecar)._base_manager.using(using).order_by()
+    """The source's rows that meet the condition."""
+    rows = all_rows(sidecar, using)
     condition = declaration_of(sidecar).condition
     return rows if condition is None else rows.filter(condition)
 
@@ -160,7 +171,8 @@ def eligible_sql(sidecar: type[EmbeddingModel], using: str) -> str:
 
 
 def related_sql(sidecar: type[EmbeddingModel], hop: str, using: str) -> str | None:
-    """A query of the keys of the source's rows that the event ``picked`` of a hop belongs to.
+    """A query of the keys of the source's rows that the event ``embedsync_picked`` of a
+    hop belongs to.
 
     None where the sidecar's declaration has no such hop.
     """
@@ -168,8 +180,8 @@ def related_sql(sidecar: type[EmbeddingModel], hop: str, using: str) -> str | No
     if not hop or hop not in keys:
         return None
     (column,) = keys[hop]
-    value = RawSQL(f"picked.source_pk::{column.db_type(connections[using])}", [])  # noqa: S611
-    rows = source_of(sidecar)._base_manager.using(using).order_by().filter(**{hop: value})
+    value = RawSQL(f"embedsync_picked.source_pk::{column.db_type(connections[using])}", [])  # noqa: S611
+    rows = all_rows(sidecar, using).filter(**{hop: value})
     keys_of_source = [theirs.attname for _, theirs in key_fields(sidecar)]
     sql, params = rows.values_list(*keys_of_source).query.sql_with_params()
     return literal_sql(using, sql, params).replace("%", "%%")
@@ -182,9 +194,14 @@ def literal_sql(using: str, sql: str, params: Any) -> str:
     return merged
 
 
+def sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's code for what went wrong, of one of Django's exceptions."""
+    return getattr(error.__cause__, "sqlstate", None)
+
+
 def told(error: Exception) -> str:
     """An error of the database in one line, with the cure where the schema is to blame."""
     text = str(error).strip().splitlines()[0]
-    if getattr(error.__cause__, "sqlstate", None) in SCHEMA_ERRORS:
+    if sqlstate(error) in SCHEMA_ERRORS:
         return f"{text}. Run makemigrations and migrate."
     return text

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from django.db import ProgrammingError, connections, transaction
+from django.db import DataError, ProgrammingError, connections, transaction
 from pgvector import HalfVector
 
 from embedsync import state
@@ -145,38 +145,48 @@ class Queue:
                 state.refill(cursor, key)
         return keys
 
-    def expand(self, served: dict[str, type[EmbeddingModel]]) -> int:
+    def hops(self, served: Sequence[str]) -> list[tuple[str, str]]:
+        """The sidecars, and their hops, of the oldest events of related rows."""
+        with self.transaction() as cursor:
+            cursor.execute(
+                "SELECT DISTINCT sidecar, hop FROM (SELECT sidecar, hop FROM embedsync_inbox"
+                " WHERE kind = 'hop' AND sidecar = ANY(%s) ORDER BY seq LIMIT %s) AS oldest"
+                " ORDER BY sidecar, hop",
+                [list(served), HOPS_AT_ONCE],
+            )
+            found: list[tuple[str, str]] = cursor.fetchall()
+        return found
+
+    def expand(self, sidecar: type[EmbeddingModel], hop: str) -> int:
         """Turn events of related rows into work for the rows of the source that they belong to.
 
         At most ``ROWS_OF_A_HOP`` rows for each of ``HOPS_AT_ONCE`` events; what is left of an event
         stays one. Returns how many events and rows moved.
         """
-        with self.transaction() as cursor:
-            cursor.execute(
-                "SELECT DISTINCT sidecar, hop FROM (SELECT sidecar, hop FROM embedsync_inbox"
-                " WHERE kind = 'hop' AND sidecar = ANY(%s) ORDER BY seq LIMIT %s) AS oldest",
-                [list(served), HOPS_AT_ONCE],
-            )
-            hops = cursor.fetchall()
-        return sum(self._expand(served[key], hop) for key, hop in sorted(hops))
-
-    def _expand(self, sidecar: type[EmbeddingModel], hop: str) -> int:
-        key, names = key_of(sidecar), names_of(sidecar, self.using)
         related = related_sql(sidecar, hop, self.using)
-        with self.transaction() as cursor:
-            if related is None:
-                # Of a declaration that is no more; what it meant is found by comparing all rows.
-                state.refill(cursor, key)
-                cursor.execute(
-                    "DELETE FROM embedsync_inbox WHERE sidecar = %s AND hop = %s", [key, hop]
-                )
-                return int(cursor.rowcount)
-            sql = names.fill("expand", claimed=statement("claim"), related=related)
-            parameters = {"key": key, "hop": hop, "events": HOPS_AT_ONCE, "limit": ROWS_OF_A_HOP}
-            # Leased to nobody: they are due, for this worker and others.
-            cursor.execute(sql, {**parameters, **self._lease(uuid4()), "served": []})
-            events, rows = cursor.fetchone()
+        if related is None:
+            return self._compare_instead(key_of(sidecar), hop)
+        key, names = key_of(sidecar), names_of(sidecar, self.using)
+        sql = names.fill("expand", claimed=statement("claim"), related=related)
+        parameters = {"key": key, "hop": hop, "events": HOPS_AT_ONCE, "limit": ROWS_OF_A_HOP}
+        try:
+            with self.transaction() as cursor:
+                # Leased to nobody: they are due, for this worker and others.
+                cursor.execute(sql, {**parameters, **self._lease(uuid4()), "served": []})
+                events, rows = cursor.fetchone()
+        except DataError:
+            # Keys of another type than the column has now.
+            return self._compare_instead(key, hop)
         return int(events) + int(rows)
+
+    def _compare_instead(self, key: str, hop: str) -> int:
+        """Where events of a hop can no longer be understood: what they meant is found anyhow."""
+        with self.transaction() as cursor:
+            state.refill(cursor, key)
+            cursor.execute(
+                "DELETE FROM embedsync_inbox WHERE sidecar = %s AND hop = %s", [key, hop]
+            )
+            return int(cursor.rowcount)
 
     def complete(
         self,
@@ -184,16 +194,19 @@ class Queue:
         claim: Claim,
         fingerprint: str,
         vectors: dict[str, tuple[bytes, HalfVector]],
-        blank: Sequence[str],
+        blank: Sequence[str] = (),
+        gone: Sequence[str] = (),
         unchanged: Sequence[str] = (),
     ) -> Written:
-        """Write ``vectors`` (digest and vector by key), remove those of ``blank``, settle all.
+        """Write ``vectors`` (digest and vector by key), remove others, settle all.
+
+        Those of rows that are ``blank``, and of rows that are ``gone`` or excluded.
 
         Only what is still leased to this worker. Raises ``SupersededError`` where the sidecar now
         belongs to workers with another ``fingerprint``; then nothing is written.
         """
         names = names_of(sidecar, self.using)
-        pks = sorted([*vectors, *blank, *unchanged])
+        pks = sorted([*vectors, *blank, *gone, *unchanged])
         done = Written()
         with self.transaction() as cursor:
             mine = self._lock(cursor, claim, pks)
@@ -201,7 +214,7 @@ class Queue:
                 mine = set()  # a migration has just reset it: whoever adopts it begins anew
             done.lost = len(pks) - len(mine)
             write = [pk for pk in sorted(vectors) if pk in mine]
-            remove = [pk for pk in blank if pk in mine]
+            remove = [pk for pk in (*blank, *gone) if pk in mine]
             if write:
                 with binary_cursor(self.using) as binary:
                     binary.execute(
@@ -214,7 +227,7 @@ class Queue:
                     )
                     done.written = binary.rowcount
             if remove:
-                cursor.execute(names.fill("remove"), {"pks": remove})
+                cursor.execute(names.fill("remove"), {"pks": remove, "blank": list(blank)})
             if mine:
                 cursor.execute(statement("done"), {"pks": sorted(mine), **whose(claim)})
         return done
@@ -228,6 +241,14 @@ class Queue:
         with self.transaction() as cursor:
             self._lock(cursor, claim, pks)
             cursor.execute(statement("hand_back"), {"pks": pks, **more, **whose(claim)})
+
+    def count(self, claim: Claim, pks: list[str], attempts: int) -> None:
+        """Count so many attempts more, or fewer, of rows that are leased to this worker."""
+        if pks:
+            with self.transaction() as cursor:
+                mine = sorted(self._lock(cursor, claim, pks))
+                more = {"pks": mine, "attempts": attempts}
+                cursor.execute(statement("count"), {**more, **whose(claim)})
 
     def extend(self, claim: Claim) -> None:
         """Lengthen the lease of rows that are still being embedded."""

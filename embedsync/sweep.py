@@ -26,7 +26,7 @@ from django.db import (
 )
 
 from embedsync import state
-from embedsync.database import PREAMBLE, names_of, told, worker_transaction
+from embedsync.database import PREAMBLE, names_of, sqlstate, told, worker_transaction
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
@@ -197,7 +197,7 @@ class Run:
             try:
                 keys, kinds = self._read_page()
             except OperationalError as error:
-                if getattr(error.__cause__, "sqlstate", None) != LOCKED:
+                if sqlstate(error) != LOCKED:
                     raise
                 logger.warning("the sweep of %s waits for a locked table", self.key)
                 self.pace.wait(SECONDS_UNTIL_UNLOCKED)

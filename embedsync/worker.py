@@ -2,11 +2,9 @@
 
 import logging
 import os
-import random
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import (
@@ -17,21 +15,22 @@ from django.db import (
     connections,
     router,
 )
-from pgvector import HalfVector
 
 from embedsync import state
+from embedsync.breaker import Breaker, jitter
 from embedsync.conf import settings
-from embedsync.database import told, worker_transaction
+from embedsync.database import sqlstate, told, worker_transaction
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
     key_of,
     sidecars,
 )
-from embedsync.embedders import Embedder, MismatchError, get_embedder
+from embedsync.embedders import RefusedError, UnavailableError, get_embedder
 from embedsync.indexing import IndexBuilder
 from embedsync.lease import LeaseKeeper
 from embedsync.queue import Claim, Queue
+from embedsync.service import Service, halves
 from embedsync.text import digest, read
 
 logger = logging.getLogger("embedsync")
@@ -39,18 +38,7 @@ logger = logging.getLogger("embedsync")
 HOUSEKEEPING_SECONDS = 2.0
 LONGEST_RECONNECT_SECONDS = 5.0
 DRAIN_FAILURES = 5
-
-
-@dataclass(frozen=True)
-class Service:
-    """A sidecar that a worker serves, and what makes its vectors."""
-
-    sidecar: type[EmbeddingModel]
-    embedder: Embedder
-
-    @property
-    def fingerprint(self) -> str:
-        return state.fingerprint_of(self.sidecar, self.embedder.fingerprint)
+QUERY_CANCELED = "57014"  # by statement_timeout, or by somebody
 
 
 class Worker:
@@ -67,6 +55,7 @@ class Worker:
         self.queue = Queue(using, f"{socket.gethostname()}:{os.getpid()}")
         self.indexes = IndexBuilder(using)
         self.services: dict[str, Service] = {}
+        self.breakers: dict[str, Breaker] = {}  # by alias of the embedder
         self.errors: dict[str, str] = {}
         # A plain attribute, because a signal handler that sets an Event can wait for itself.
         self.stopping = False
@@ -80,6 +69,11 @@ class Worker:
     def served(self) -> dict[str, type[EmbeddingModel]]:
         """The sidecars that this worker serves, by key."""
         return {key: service.sidecar for key, service in self.services.items()}
+
+    @property
+    def ready(self) -> list[str]:
+        """The keys of those whose provider may be asked."""
+        return [key for key, service in self.services.items() if not service.breaker.is_open]
 
     def stop(self) -> None:
         """Finish the call in hand, hand back what has not been embedded, and end."""
@@ -134,8 +128,9 @@ class Worker:
             if router.db_for_write(sidecar) != self.using or not sidecar._meta.managed:
                 continue
             try:
-                embedder = get_embedder(declaration_of(sidecar).embedder)
-                self._adopt(Service(sidecar, embedder))
+                alias = declaration_of(sidecar).embedder
+                breaker = self.breakers.setdefault(alias, Breaker())
+                self._adopt(Service(sidecar, get_embedder(alias), breaker))
             except OperationalError:
                 raise
             except (ImproperlyConfigured, state.SupersededError, DatabaseError) as error:
@@ -164,23 +159,24 @@ class Worker:
 
     def _claim(self, claims: list[Claim]) -> int:
         """Take work into ``claims``, a batch at most. Returns how many events and rows moved."""
-        served, size = self.served, settings.batch_size
+        served, ready, size = self.served, self.ready, settings.batch_size
 
         def room() -> int:
             return size - sum(len(claim.attempts) for claim in claims)
 
         truncated = self.queue.truncated(list(served))
         self._unfilled |= set(truncated)
-        expanded = self.queue.expand(served)
+        expanded = self._expand()
         # A share for retries and one for the fill, however many events come in.
-        claims += self.queue.due(list(served), max(1, size // 4))
+        claims += self.queue.due(ready, max(1, size // 4))
         retries = size - room()
-        reserve = size // 4 if self._unfilled else 0
-        picked, folded = self.queue.fold(list(served), max(1, room() - reserve))
+        unfilled = sorted(self._unfilled.intersection(ready))
+        reserve = size // 4 if unfilled else 0
+        picked, folded = self.queue.fold(ready, max(1, room() - reserve))
         claims += folded
         if retries >= size // 4 and room() > reserve:
-            claims += self.queue.due(list(served), room() - reserve)
-        for key in sorted(self._unfilled & served.keys()):
+            claims += self.queue.due(ready, room() - reserve)
+        for key in unfilled:
             if room() <= 0:
                 break
             asked = room()
@@ -198,21 +194,45 @@ class Worker:
         self._behind = room() <= 0 or picked >= size
         return len(truncated) + expanded + picked + size - room()
 
+    def _expand(self) -> int:
+        """Expand events of related rows. Returns how many events and rows moved."""
+        moved = 0
+        for key, hop in self.queue.hops(list(self.services)):
+            if key in self.services:
+                try:
+                    moved += self.queue.expand(self.services[key].sidecar, hop)
+                except OperationalError:
+                    raise
+                except DatabaseError as error:
+                    self._give_up(key, error)
+        return moved
+
     def _work(self, claim: Claim) -> None:
         service = self.services.get(claim.key)
-        if service is None or self.stopping:
+        if service is None:
             self._release(claim, claim.pks)
             return
-        # What failed before is tried alone, so that one bad row harms one row.
+        # What failed before, or was there when a worker died, is tried alone, so that one bad row
+        # harms one row. A death shall count for the one in hand, and not for those that wait.
         again = [pk for pk in claim.pks if claim.attempts[pk] > 1]
         first = [pk for pk in claim.pks if claim.attempts[pk] == 1]
-        for pks in [first, *([pk] for pk in again)]:
-            if pks:
-                self._settle(service, claim, pks)
+        self.queue.count(claim, again, -1)
+        if first:
+            self._settle(service, claim, first)
+        while again and not self._is_left(service, claim):
+            pk = again.pop(0)
+            self.queue.count(claim, [pk], 1)
+            self._settle(service, claim, [pk])
+        if again:
+            self._release(claim, again, refund=False)  # they have it already
+
+    def _is_left(self, service: Service, claim: Claim) -> bool:
+        """Whether rows of a claim are to be handed back instead of being embedded."""
+        return self.stopping or claim.key not in self.services or service.breaker.is_open
 
     def _settle(self, service: Service, claim: Claim, pks: list[str]) -> None:
         """Read, embed and complete some rows of a claim."""
-        if claim.key not in self.services:
+        if self._is_left(service, claim):
             self._release(claim, pks)
             return
         try:
@@ -222,17 +242,29 @@ class Worker:
             }
             unchanged = [pk for pk, content in digests.items() if stored.get(pk) == content]
             wanted = [pk for pk in digests if stored.get(pk) != digests[pk]]
-            vectors, left = self._embed(service, claim, {pk: texts[pk] for pk in wanted})
+            found = service.embed(
+                {pk: texts[pk] for pk in wanted},
+                stopped=lambda: self._is_left(service, claim),
+            )
             done = self.queue.complete(
                 service.sidecar,
                 claim,
                 service.fingerprint,
-                {pk: (digests[pk], vector) for pk, vector in vectors.items()},
-                blank=[pk for pk in pks if pk not in digests],
+                {pk: (digests[pk], vector) for pk, vector in found.vectors.items()},
+                blank=[pk for pk in texts if pk not in digests],
+                gone=[pk for pk in pks if pk not in texts],
                 unchanged=unchanged,
             )
-        except (OperationalError, InterfaceError):
+        except InterfaceError:
             raise
+        except OperationalError as error:
+            if sqlstate(error) != QUERY_CANCELED:
+                raise
+            logger.warning("%s: %d rows took too long: %s", claim.key, len(pks), summary(error))
+            if len(pks) > 1:
+                self._settle_halves(service, claim, pks)
+            else:
+                self._hand_back(claim, pks, error, refund=True)
         except state.SupersededError as error:
             self._give_up(claim.key, error)
             self._release(claim, pks)
@@ -243,8 +275,7 @@ class Worker:
         except Exception as error:
             # A row that cannot be read or written: which one?
             if len(pks) > 1:
-                for pk in pks:
-                    self._settle(service, claim, [pk])
+                self._settle_halves(service, claim, pks)
             else:
                 logger.error("%s %s: %s", claim.key, pks[0], summary(error))
                 self._hand_back(claim, pks, error)
@@ -254,37 +285,29 @@ class Worker:
                 # Not to another worker, if a migration has just reset the sidecar's state.
                 self._release(claim, pks)
                 self._housekeeping_at = 0.0
-            if left:
-                self._release(claim, left)
+            for pk, fault in found.failed.items():
+                logger.error("%s %s: %s", claim.key, pk, summary(fault))
+                self._hand_back(claim, [pk], fault)
+            left = [pk for pk in wanted if pk not in found.vectors and pk not in found.failed]
+            self._leave(service, claim, left, found.trouble)
             if claim.filling or claim.key not in self._filled_in_drain:
                 self.progress(len(pks) - len(left))
 
-    def _embed(
-        self, service: Service, claim: Claim, texts: dict[str, str]
-    ) -> tuple[dict[str, HalfVector], list[str]]:
-        """Vectors by key, and the keys that were left because the worker is to stop.
+    def _settle_halves(self, service: Service, claim: Claim, pks: list[str]) -> None:
+        for half in halves(pks):
+            self._settle(service, claim, half)
 
-        Rows that the embedder fails on are handed back here and are in neither.
-        """
-        vectors: dict[str, HalfVector] = {}
-        # Texts of like length together: a batch costs as much as its longest text.
-        pks = sorted(texts, key=lambda pk: len(texts[pk]), reverse=True)
-        size = service.embedder.batch_size
-        for start in range(0, len(pks), size):
-            if self.stopping or claim.key not in self.services:
-                return vectors, pks[start:]
-            part = pks[start : start + size]
-            try:
-                found = service.embedder.checked_documents([texts[pk] for pk in part])
-            except (MismatchError, ImproperlyConfigured) as error:
-                self._give_up(claim.key, error)
-                return vectors, pks[start:]
-            except Exception as error:
-                logger.error("%s: %d rows failed: %s", claim.key, len(part), summary(error))
-                self._hand_back(claim, part, error)
-            else:
-                vectors.update(zip(part, found, strict=True))
-        return vectors, []
+    def _leave(
+        self, service: Service, claim: Claim, pks: list[str], trouble: Exception | None
+    ) -> None:
+        """Return rows whose texts were not embedded, and see to why."""
+        if isinstance(trouble, UnavailableError):
+            wait = service.breaker.failed(trouble)
+            level = logging.ERROR if isinstance(trouble, RefusedError) else logging.WARNING
+            logger.log(level, "%s waits %.1f s for its provider: %s", claim.key, wait, trouble)
+        elif trouble is not None:
+            self._give_up(claim.key, trouble)
+        self._release(claim, pks, trouble)
 
     def _hand_back(
         self, claim: Claim, pks: list[str], error: Exception, *, refund: bool = False
@@ -297,8 +320,17 @@ class Worker:
             delays[pk] = None if parked else jitter(longest)
         self.queue.hand_back(claim, delays, summary(error), refund=refund)
 
-    def _release(self, claim: Claim, pks: list[str]) -> None:
-        self.queue.hand_back(claim, dict.fromkeys(pks, 0.0), refund=True)
+    def _release(
+        self,
+        claim: Claim,
+        pks: list[str],
+        why: Exception | None = None,
+        *,
+        refund: bool = True,
+    ) -> None:
+        if pks:
+            said = "" if why is None else summary(why)
+            self.queue.hand_back(claim, dict.fromkeys(pks, 0.0), said, refund=refund)
 
     def _give_up(self, key: str, error: Exception) -> None:
         self.services.pop(key, None)
@@ -351,11 +383,6 @@ class Worker:
         end = time.monotonic() + seconds
         while not self.stopping and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
-
-
-def jitter(longest: float) -> float:
-    """A wait of 0 to ``longest`` seconds, so that what failed together does not return together."""
-    return random.uniform(0, longest)  # noqa: S311  (no secret depends on it)
 
 
 def summary(error: Exception) -> str:

@@ -8,12 +8,21 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from embedsync.conf import settings
-from embedsync.embedders.base import Embedder, EmbedderError, MismatchError, Vectors
+from embedsync.embedders.base import (
+    Embedder,
+    EmbedderError,
+    MismatchError,
+    RefusedError,
+    UnavailableError,
+    Vectors,
+)
 
 __all__ = [
     "Embedder",
     "EmbedderError",
     "MismatchError",
+    "RefusedError",
+    "UnavailableError",
     "Vectors",
     "embed_query",
     "get_embedder",

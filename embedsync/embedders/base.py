@@ -21,6 +21,21 @@ class MismatchError(EmbedderError):
     """The embedder and the settings disagree: no text of this embedder can be embedded."""
 
 
+class UnavailableError(EmbedderError):
+    """The provider cannot be reached, fails, or asks to wait: ``retry_after`` seconds at least.
+
+    No text is to blame, so none pays with an attempt: they wait until it answers again.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RefusedError(UnavailableError):
+    """The provider refuses whatever it is sent: a wrong key, a model that it does not have."""
+
+
 class Embedder(ABC):
     """Turns texts into vectors. Subclass it and name the class as ``BACKEND``.
 
@@ -41,7 +56,12 @@ class Embedder(ABC):
 
     @abstractmethod
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of shape ``(len(texts), dimensions)``, float32 or lists of floats, in order."""
+        """Vectors of shape ``(len(texts), dimensions)``, float32 or lists of floats, in order.
+
+        Raise ``UnavailableError`` where the provider is in trouble and ``RefusedError`` where it
+        refuses; failed connections and HTTP statuses are known without (``trouble.py``). Whatever
+        else is raised is blamed on a text, and the one that it is about is searched for.
+        """
 
     def embed_query(self, text: str) -> Sequence[float]:
         """The vector of a search text, shape ``(dimensions,)``."""

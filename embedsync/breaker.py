@@ -1,0 +1,49 @@
+"""A breaker: keeps a worker from asking a provider again and again that does not answer."""
+
+import random
+import time
+
+from embedsync.conf import settings
+from embedsync.embedders import RefusedError, UnavailableError
+
+
+class Breaker:
+    """Of one provider, in one worker. Idea: the circuit breaker of Nygard's "Release It!".
+
+    While it is open the provider's rows wait in the ledger, and those of others are served. Then a
+    single call probes the provider; what comes of it closes the breaker or opens it anew.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self._probe_at = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        return time.monotonic() < self._probe_at
+
+    def answered(self) -> None:
+        self.failures = 0
+
+    def failed(self, trouble: UnavailableError) -> float:
+        """Open it. Returns for how many seconds; for at least as many as the provider asks for.
+
+        Full jitter that doubles, so that workers which failed together do not return together, up
+        to one probe in each ``EMBEDSYNC_PROBE_INTERVAL``. Who was refused begins with that.
+        """
+        self.failures += 1
+        interval = settings.probe_interval
+        longest = settings.backoff * 2 ** min(self.failures - 1, 30)
+        refused = isinstance(trouble, RefusedError)
+        wait = interval if refused or longest >= interval else jitter(longest)
+        wait = max(wait, trouble.retry_after)
+        self._probe_at = time.monotonic() + wait
+        return wait
+
+
+def jitter(longest: float) -> float:
+    """A wait of 0 to ``longest`` seconds, so that what failed together does not return together.
+
+    "Full jitter": Brooker, Exponential Backoff And Jitter (AWS Architecture Blog, 2015).
+    """
+    return random.uniform(0, longest)  # noqa: S311  (no secret depends on it)

@@ -1,0 +1,72 @@
+"""Whose fault a failed call of an embedder is: the provider's, the settings', or a text's."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from embedsync.embedders.base import RefusedError, UnavailableError
+
+# RFC 9110, and 425 and 429 of RFC 8470 and 6585. All from 500 on mean "later", too.
+LATER = {408, 425, 429}
+REFUSED = {401, 402, 403, 404, 405, 407, 410}
+NO_CONNECTION = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
+LONGEST_RETRY_AFTER = 86_400.0  # seconds; a provider that asks for more is asked again anyhow
+
+
+def trouble_of(error: Exception) -> UnavailableError | None:
+    """What an embedder's exception says of its provider; None where a text may be to blame.
+
+    Besides embedsync's own exceptions it knows connections that failed, and HTTP statuses as
+    ``httpx``, ``requests``, ``urllib`` and the SDKs that are made with them carry them.
+    """
+    for cause in causes(error):
+        if isinstance(cause, UnavailableError):
+            return cause
+        response = getattr(cause, "response", None)
+        status = status_of(cause) or status_of(response)
+        said = f"{type(error).__name__}: {error}"
+        if status in REFUSED:
+            return RefusedError(said)
+        if status in LATER or (status or 0) >= 500:
+            headers = getattr(cause, "headers", None) or getattr(response, "headers", None) or {}
+            return UnavailableError(said, retry_after=seconds_of(headers.get("Retry-After")))
+        if status:
+            return None
+        if isinstance(cause, NO_CONNECTION):
+            return UnavailableError(said)
+    return None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def status_of(said: Any) -> int | None:
+    """The HTTP status that an exception or a response carries, if any."""
+    for name in ("status_code", "code"):
+        if type(status := getattr(said, name, None)) is int and 400 <= status < 600:
+            return int(status)
+    return None
+
+
+def seconds_of(retry_after: str | None) -> float:
+    """How long a ``Retry-After`` header asks to wait: seconds, or an HTTP date (RFC 9110)."""
+    text = str(retry_after or "0").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            at = parsedate_to_datetime(text)
+        except ValueError:
+            return 0.0
+        seconds = (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    # NaN fails both comparisons.
+    return min(seconds, LONGEST_RETRY_AFTER) if seconds > 0 else 0.0

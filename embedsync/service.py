@@ -1,0 +1,72 @@
+"""What a worker has for one sidecar: texts go out to the embedder, checked vectors come back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from django.core.exceptions import ImproperlyConfigured
+from pgvector import HalfVector
+
+from embedsync import state
+from embedsync.breaker import Breaker
+from embedsync.declaration import EmbeddingModel
+from embedsync.embedders import Embedder, MismatchError
+from embedsync.embedders.trouble import trouble_of
+
+
+@dataclass
+class Embedded:
+    """What came of some texts, by key: vectors, and the errors of those that are to blame for them.
+
+    The rest was not embedded: because the worker is to stop, or because of ``trouble``, with the
+    provider or with the settings.
+    """
+
+    vectors: dict[str, HalfVector] = field(default_factory=dict)
+    failed: dict[str, Exception] = field(default_factory=dict)
+    trouble: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Service:
+    """A sidecar that a worker serves, what makes its vectors, and the breaker of its provider."""
+
+    sidecar: type[EmbeddingModel]
+    embedder: Embedder
+    breaker: Breaker
+
+    @property
+    def fingerprint(self) -> str:
+        return state.fingerprint_of(self.sidecar, self.embedder.fingerprint)
+
+    def embed(self, texts: Mapping[str, str], stopped: Callable[[], bool]) -> Embedded:
+        """Vectors of texts by key, until ``stopped()`` or until no text can be embedded.
+
+        A call that fails because of a text is made again for each half of its texts, and so on: a
+        single bad one of n costs 2 log n calls more, and the others have their vectors.
+        """
+        found = Embedded()
+        # Texts of like length together: a batch costs as much as its longest text.
+        pks = sorted(texts, key=lambda pk: len(texts[pk]), reverse=True)
+        size = self.embedder.batch_size
+        calls = [pks[start : start + size] for start in range(0, len(pks), size)]
+        while calls and found.trouble is None and not stopped():
+            asked = calls.pop(0)
+            try:
+                vectors = self.embedder.checked_documents([texts[pk] for pk in asked])
+            except (MismatchError, ImproperlyConfigured) as error:
+                found.trouble = error
+            except Exception as error:
+                found.trouble = trouble_of(error)
+                if found.trouble is None and len(asked) > 1:
+                    calls[:0] = halves(asked)
+                elif found.trouble is None:
+                    found.failed[asked[0]] = error
+            else:
+                self.breaker.answered()
+                found.vectors.update(zip(asked, vectors, strict=True))
+        return found
+
+
+def halves(pks: list[str]) -> list[list[str]]:
+    middle = len(pks) // 2
+    return [pks[:middle], pks[middle:]]

@@ -1,0 +1,81 @@
+"""A provider of embeddings over HTTP that does what it is told, and its embedder."""
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from embedsync.embedders.hashing import HashingEmbedder
+
+
+class HttpEmbedder(HashingEmbedder):
+    """Asks a server, as a project's own embedder might; knows nothing of embedsync's exceptions."""
+
+    batch_size = 64
+
+    def __init__(self, *, url, timeout=5.0, **more):
+        super().__init__(**more)
+        self.url, self.timeout = url, timeout
+
+    def embed_documents(self, texts):
+        request = urllib.request.Request(self.url, json.dumps(list(texts)).encode())
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise
+
+
+class Provider:
+    """``answer(texts)`` gives status, headers and what becomes JSON; ``calls`` are the texts."""
+
+    def __init__(self, server):
+        self.server = server
+        self.calls = []
+        self.answer = self.works
+        self._embedder = HashingEmbedder(model="", dimensions=64)
+
+    @property
+    def url(self):
+        host, port = self.server.server_address
+        return f"http://{host}:{port}/"
+
+    def works(self, texts):
+        return 200, {}, self._embedder.embed_documents(texts)
+
+    def fails(self, status, **headers):
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.answer = lambda texts: (status, names, {"error": f"this is a {status}"})
+
+    def recovers(self):
+        self.answer = self.works
+
+
+@contextmanager
+def running_provider():
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            provider.calls.append(texts)
+            status, headers, content = provider.answer(texts)
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    provider = Provider(server)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield provider
+    server.shutdown()
+    server.server_close()
+    thread.join()

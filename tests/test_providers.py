@@ -1,0 +1,291 @@
+"""Faults 16 to 23: a provider in trouble costs no row an attempt, and holds up no other's rows."""
+
+import socket
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from embedsync.breaker import Breaker
+from embedsync.embedders import RefusedError, UnavailableError
+from embedsync.embedders.trouble import seconds_of, trouble_of
+from embedsync.models import Ledger
+from embedsync.worker import Worker
+from tests.books import KEY, BookEmbedding
+from tests.library.models import Book, Parcel
+from tests.provider import running_provider
+from tests.sync import assert_in_step, expected_vectors, stored_vectors
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ParcelEmbedding = Parcel.embedding.model
+
+
+class Clock:
+    """A clock of a test's own, in seconds."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("embedsync.breaker.time", clock)
+    return clock
+
+
+@pytest.fixture
+def provider():
+    with running_provider() as provider:
+        yield provider
+
+
+@pytest.fixture
+def worker(transactional_db, settings, provider):
+    """A worker whose books' embedder is the provider; nothing is owed."""
+    backend = "tests.provider.HttpEmbedder"
+    entry = {"BACKEND": backend, "DIMENSIONS": 64, "OPTIONS": {"url": provider.url, "timeout": 0.5}}
+    settings.EMBEDSYNC_EMBEDDERS = {**settings.EMBEDSYNC_EMBEDDERS, "scripted": entry}
+    worker = Worker()
+    worker.start()
+    work(worker)
+    return worker
+
+
+def work(worker):
+    """Rounds until one finds nothing to do."""
+    while worker.round():
+        pass
+
+
+def drip(texts):
+    time.sleep(1.0)
+    return 200, {}, []
+
+
+TROUBLES = {
+    "refuses connections": None,
+    "too many requests": lambda texts: (429, {}, {}),
+    "server error": lambda texts: (500, {}, {}),
+    "bad gateway": lambda texts: (502, {}, {}),
+    "unavailable": lambda texts: (503, {}, {}),
+    "answers too late": drip,
+    "wrong key": lambda texts: (401, {}, {}),
+    "forbidden": lambda texts: (403, {}, {}),
+    "unknown model": lambda texts: (404, {}, {}),
+}
+
+
+@pytest.mark.parametrize("answer", TROUBLES.values(), ids=TROUBLES)
+def test_trouble_costs_no_attempt_and_holds_up_nobody_else(worker, provider, clock, answer):
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(200)])
+    Parcel.objects.create(label="of another provider")
+    if answer is None:
+        # A port that nobody listens at.
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
+        worker.services[KEY].embedder.url = f"http://127.0.0.1:{port}/"
+    else:
+        provider.answer = answer
+    before = len(provider.calls)
+    work(worker)
+    assert len(provider.calls) - before == (0 if answer is None else 1)
+    assert stored_vectors(ParcelEmbedding) == expected_vectors(ParcelEmbedding)
+    owed = Ledger.objects.all()
+    assert owed.count() == 200
+    assert {(row.attempts, row.token, row.run_at is None) for row in owed} == {(0, None, False)}
+    assert all(row.last_error for row in owed)
+    assert worker.errors == {}
+
+    worker.services[KEY].embedder.url = provider.url
+    provider.recovers()
+    clock.now += 30.0
+    work(worker)
+    assert_in_step(BookEmbedding)
+    assert not Ledger.objects.exists()
+
+
+def test_an_hour_of_outage_is_one_probe_an_interval(worker, provider, clock):
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(100)])
+    provider.fails(503)
+    for second in range(0, 3600, 10):
+        if second == 600:
+            Book.objects.create(title="Meanwhile")
+            Parcel.objects.create(label="of another provider")
+        clock.now += 10.0
+        work(worker)
+    # Those before the interval has grown to its length come sooner.
+    assert 3600 / 30 - 1 <= len(provider.calls) <= 3600 / 30 + 5
+    assert stored_vectors(ParcelEmbedding) == expected_vectors(ParcelEmbedding)
+    assert all(row.attempts == 0 and row.run_at is not None for row in Ledger.objects.all())
+    provider.recovers()
+    clock.now += 30.0
+    work(worker)
+    assert_in_step(BookEmbedding)
+
+
+@pytest.mark.parametrize("date", [False, True], ids=["seconds", "HTTP date"])
+def test_retry_after_is_waited_for(worker, provider, clock, date):
+    Book.objects.create(title="Patience")
+    at = datetime.now(UTC) + timedelta(seconds=300)
+    provider.fails(429, Retry_After=format_datetime(at, usegmt=True) if date else "300")
+    work(worker)
+    assert len(provider.calls) == 1
+    provider.recovers()
+    clock.now += 290.0
+    work(worker)
+    assert len(provider.calls) == 1
+    clock.now += 11.0
+    work(worker)
+    assert len(provider.calls) == 2
+    assert_in_step(BookEmbedding)
+
+
+@pytest.mark.parametrize("bad", [0, 17, 63])
+def test_one_bad_text_is_found_and_the_others_are_embedded(worker, provider, settings, bad):
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 1
+
+    def answer(texts):
+        if any("unspeakable" in text for text in texts):
+            return 400, {}, {"error": "no"}
+        return provider.works(texts)
+
+    provider.answer = answer
+    titles = [f"Book {n:02}" for n in range(64)]
+    titles[bad] += " unspeakable"
+    Book.objects.bulk_create([Book(title=title) for title in titles])
+    work(worker)
+    assert 1 < len(provider.calls) <= 1 + 2 * 6  # 64 = 2 ** 6
+    owed = Ledger.objects.get()
+    assert owed.run_at is None  # parked
+    assert "400" in owed.last_error
+    assert BookEmbedding.objects.count() == 63
+    assert owed.source_pk == str(Book.objects.get(title__contains="unspeakable").pk)
+
+
+def test_trouble_while_the_bad_text_is_sought_leaves_the_rest(worker, provider, clock):
+    def answer(texts):
+        if len(texts) < 64:
+            return 503, {}, {}
+        return 400, {}, {}
+
+    provider.answer = answer
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(64)])
+    work(worker)
+    assert len(provider.calls) == 2
+    assert set(Ledger.objects.values_list("attempts", flat=True)) == {0}
+    assert Ledger.objects.count() == 64
+
+
+WRONG = {
+    "too few": lambda vectors: vectors[:-1],
+    "too many": lambda vectors: [*vectors, vectors[0]],
+    "a zero vector": lambda vectors: [[0.0] * 64, *vectors[1:]],
+    "not a number": lambda vectors: [[float("nan")] * 64, *vectors[1:]],
+    "infinite": lambda vectors: [[float("inf")] * 64, *vectors[1:]],
+    "out of range": lambda vectors: [[1e300] * 64, *vectors[1:]],
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_wrong_vectors_are_never_written(worker, provider, settings, change):
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 1
+
+    def answer(texts):
+        status, headers, vectors = provider.works(texts)
+        if any("odd" in text for text in texts):
+            vectors = change(vectors)
+        return status, headers, vectors
+
+    provider.answer = answer
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(9)])
+    Book.objects.create(title="odd one, and the longest of them, so that it is the first in a call")
+    work(worker)
+    assert BookEmbedding.objects.count() == 9
+    assert Ledger.objects.get().run_at is None
+
+
+def test_vectors_of_another_length_stop_the_sidecar_and_nothing_else(worker, provider):
+    provider.answer = lambda texts: (200, {}, [[1.0] * 32 for _ in texts])
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(9)])
+    Parcel.objects.create(label="of another provider")
+    work(worker)
+    assert "32 dimensions" in worker.errors[KEY]
+    assert BookEmbedding.objects.count() == 0
+    assert all(row.attempts == 0 and row.run_at is not None for row in Ledger.objects.all())
+    assert stored_vectors(ParcelEmbedding) == expected_vectors(ParcelEmbedding)
+
+
+def test_waits_of_a_breaker_are_jittered_within_their_bounds(settings, clock):
+    settings.EMBEDSYNC_BACKOFF, settings.EMBEDSYNC_PROBE_INTERVAL = 2.0, 30.0
+    waits = {n: [] for n in range(1, 8)}
+    for _ in range(200):
+        breaker = Breaker()
+        for found in waits.values():
+            found.append(breaker.failed(UnavailableError("down")))
+            assert breaker.is_open
+            clock.now += 31.0
+            assert not breaker.is_open
+    for n, longest in ((1, 2.0), (2, 4.0), (3, 8.0), (4, 16.0)):
+        assert 0 <= min(waits[n]) < longest * 0.1
+        assert longest * 0.9 < max(waits[n]) <= longest
+    assert {wait for n in (5, 6, 7) for wait in waits[n]} == {30.0}
+    assert Breaker().failed(RefusedError("wrong key")) == 30.0
+    assert Breaker().failed(UnavailableError("busy", retry_after=70.0)) == 70.0
+
+
+def test_a_breaker_that_has_closed_begins_anew(settings, clock):
+    settings.EMBEDSYNC_BACKOFF = 2.0
+    breaker = Breaker()
+    for _ in range(9):
+        breaker.failed(UnavailableError("down"))
+    breaker.answered()
+    assert breaker.failed(UnavailableError("down")) <= 2.0
+
+
+def test_trouble_is_known_behind_other_exceptions():
+    def raised(inner, outer=None, **attributes):
+        error = inner
+        for name, value in attributes.items():
+            setattr(error, name, value)
+        if outer is not None:
+            outer.__cause__ = error
+            error = outer
+        return trouble_of(error)
+
+    class Response:
+        status_code = 429
+        headers = {"Retry-After": "7"}
+
+    assert raised(ValueError("text")) is None
+    assert raised(ValueError("bad request"), status_code=400) is None
+    assert isinstance(raised(ConnectionResetError(), RuntimeError("the SDK's")), UnavailableError)
+    assert raised(RuntimeError("busy"), response=Response()).retry_after == 7.0
+    assert isinstance(raised(RuntimeError("key"), status_code=401), RefusedError)
+    own = UnavailableError("mine", retry_after=3.0)
+    assert raised(own, RuntimeError("around it")) is own
+    # What a library did not find out by itself is not guessed from a process's exit code.
+    assert raised(RuntimeError("text"), code=2) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 0.0),
+        ("", 0.0),
+        ("12", 12.0),
+        ("-5", 0.0),
+        ("nan", 0.0),
+        ("soon", 0.0),
+        ("1e9", 86_400.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+    ],
+)
+def test_retry_after_is_read(header, seconds):
+    assert seconds_of(header) == seconds
