@@ -10,9 +10,8 @@ from capture_statements import Meter
 from common import Figure, arguments, database, one_value, progress, report, run_sql
 from sources import BARE, INBOX, SIDES, TRACED, Related, make, settle, side, tables
 
-from embedsync.conf import settings as knobs
 from embedsync.declaration import key_of
-from embedsync.queue import Queue
+from embedsync.queue import ROWS_OF_A_HOP, Queue
 
 SIDECAR = Related.embedding.model
 # As many films again do not carry it; each film has two more styles.
@@ -49,11 +48,12 @@ def rename(schema: str, meter: Meter) -> tuple[float, int, float]:
 
 def expand(rows: int, meter: Meter) -> float:
     """CPU seconds of a worker and the server for all moves that one event of a style takes."""
-    queue, served = Queue("default", "bench"), {key_of(SIDECAR): SIDECAR}
+    queue = Queue("default", "bench")
     meter.start()
     before = time.process_time()
-    while queue.expand(served, knobs.batch_size):
-        pass
+    while hops := queue.hops([key_of(SIDECAR)]):
+        for _, hop in hops:
+            queue.expand(SIDECAR, hop)
     spent = time.process_time() - before + meter.read()[0]
     owed = one_value("SELECT count(*) FROM embedsync_ledger")
     if owed != rows or one_value(f"SELECT count(*) FROM {INBOX}"):
@@ -101,7 +101,7 @@ def main() -> None:
         figures = measure(options.rows, options.rounds)
     note = (
         f"{options.rows} of {options.rows * 2} films carry the style, one event, expanded"
-        f" {knobs.batch_size} rows at a time"
+        f" {ROWS_OF_A_HOP} rows at a time"
     )
     report(figures, [note], as_json=options.json)
 

@@ -53,6 +53,14 @@ def in_schema(name: str, schema: str) -> str:
     return statement(name).replace("{schema}", schema).replace("{literal}", in_a_string)
 
 
+def shortened(name: str, length: int) -> str:
+    """A name of so many bytes at most, which is how PostgreSQL counts; Django counts letters."""
+    letters = length
+    while len((short := truncate_name(name, letters)).encode()) > length:
+        letters -= 1
+    return short
+
+
 def source_options(sidecar: Any) -> Any:
     """The ``_meta`` of a sidecar's source, as of the migration that the sidecar comes from."""
     try:
@@ -88,8 +96,8 @@ class Trigger:
 
     @property
     def function(self) -> str:
-        """The name of its function. Another body, or another frame around it, has another name."""
-        content = statement("function") + self.settings + self.body
+        """The name of its function. Another one, or another way to call it, has another name."""
+        content = statement("trigger") + statement("function") + self.settings + self.body
         return f"{FUNCTION}_{blake2b(content.encode(), digest_size=8).hexdigest()}"
 
     def sql(self, schema: str, sidecar: str, quote_name: Any, quote_value: Any) -> str:
@@ -136,7 +144,7 @@ class SyncTrigger(models.BaseConstraint):
     @staticmethod
     def name_for(key: str) -> str:
         """A constraint name for a sidecar's key, short enough for the triggers made from it."""
-        return truncate_name(f"{key.replace('.', '_')}_sync", NAME_LENGTH)
+        return shortened(f"{key.replace('.', '_')}_sync", NAME_LENGTH)
 
     def deconstruct(self) -> Any:
         path, args, kwargs = super().deconstruct()
@@ -196,12 +204,17 @@ class TriggerStatement(Statement):
         self.server = schema_editor.connection.pg_version
         self.watched = watched_tables(source_options(sidecar), trigger.fields)
         self.settings: list[str] = []
+        self.identity_types: list[list[str]] = []
         parts: dict[str, Any] = {"sidecar": Table(sidecar._meta.db_table, self.quote_name)}
         for number, watched in enumerate(self.watched):
             table = watched.options.db_table
             parts[f"table{number}"] = Table(table, self.quote_name)
-            types = [field.rel_db_type(schema_editor.connection) for field in watched.keys]
-            self.settings.append(settings_for(types))
+            keys, identity = (
+                [field.rel_db_type(schema_editor.connection) for field in fields]
+                for fields in (watched.keys, watched.options.pk_fields)
+            )
+            self.settings.append(settings_for(keys))
+            self.identity_types.append(identity)
             uses = (watched.keys, watched.options.pk_fields, watched.columns.values())
             for name, fields in zip(USES, uses, strict=True):
                 columns = [field.column for field in fields]
@@ -215,6 +228,7 @@ class TriggerStatement(Statement):
             parts: dict[str, Any] = {name: self.parts[f"{name}{number}"] for name in USES}
             columns = EventColumns(
                 **{name: [*map(self.quote_name, part.columns)] for name, part in parts.items()},
+                identity_types=self.identity_types[number],
                 related=not watched.is_source,
                 sidecar=self.quote_value(trigger.key),
                 hop=self.quote_value(watched.lookup) if watched.lookup else None,

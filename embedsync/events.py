@@ -24,9 +24,11 @@ WHERE n.{{row}} IS NULL OR o.{{row}} IS NULL
    OR {DIFFERS}"""
 
 # Of a related table. Many of its rows may lead to one of the source, or to none.
-RELATED = "SELECT DISTINCT key FROM ({events}) AS related(key) WHERE key IS NOT NULL"
+RELATED = (
+    "SELECT DISTINCT related.key FROM ({events}) AS related(key) WHERE related.key IS NOT NULL"
+)
 RELATED_UPDATED = f"""\
-SELECT key
+SELECT pair.key
 FROM old_rows o FULL JOIN new_rows n ON {{same}}
 CROSS JOIN LATERAL (VALUES ({{old_key}}), ({{new_key}})) AS pair(key)
 WHERE n.{{row}} IS NULL OR o.{{row}} IS NULL
@@ -48,6 +50,9 @@ FIXED_TYPES = {"smallint", "integer", "bigint", "uuid", "char", "varchar", "text
 FIXED_SETTINGS = """\
 SET "DateStyle" = 'ISO, YMD'
 SET "TimeZone" = 'UTC'
+SET "IntervalStyle" = 'postgres'
+SET extra_float_digits = 1
+SET bytea_output = 'hex'
 """
 
 
@@ -62,6 +67,7 @@ class EventColumns:
 
     keys: list[str]
     identity: list[str]
+    identity_types: list[str]
     values: list[str]
     related: bool
     sidecar: str
@@ -82,10 +88,23 @@ class EventColumns:
         return statement("event_of_truncate").format(schema=schema, sidecar=self.sidecar)
 
 
+def is_fixed(column_type: str) -> bool:
+    return column_type.split("(")[0] in FIXED_TYPES
+
+
 def settings_for(key_types: Iterable[str]) -> str:
     """What the function of a trigger sets, given the types of the keys that it writes."""
-    fixed = all(key_type.split("(")[0] in FIXED_TYPES for key_type in key_types)
-    return "" if fixed else FIXED_SETTINGS
+    return "" if all(map(is_fixed, key_types)) else FIXED_SETTINGS
+
+
+def same_sql(column: str, column_type: str) -> str:
+    """SQL for: it is the same row, by this column of its key."""
+    # The operators of an extension's type may be in any schema, and the search_path is pinned.
+    return (
+        f"n.{column} = o.{column}"
+        if is_fixed(column_type)
+        else f"n.{column}::text = o.{column}::text"
+    )
 
 
 def event_sql(event: str, columns: EventColumns, schema: str, server: int) -> str:
@@ -98,7 +117,7 @@ def event_sql(event: str, columns: EventColumns, schema: str, server: int) -> st
         old_key=key_text(f"o.{column}" for column in columns.keys),
         new_key=key_text(f"n.{column}" for column in columns.keys),
         row=columns.identity[0],
-        same=" AND ".join(f"n.{column} = o.{column}" for column in columns.identity),
+        same=" AND ".join(map(same_sql, columns.identity, columns.identity_types)),
         old_values=", ".join(f"o.{column}" for column in values),
         new_values=", ".join(f"n.{column}" for column in values),
     )

@@ -18,13 +18,15 @@ class Step:
 
     ``lookup`` is what leads from the source to the values in ``column``: ``filter(lookup=value)``
     finds the rows of the source that this step reaches by way of them. It is ``""`` where the
-    values are the source's own primary key. ``before`` is the column that is joined to ``column``.
+    values are the source's own primary key. ``before`` is the column that is joined to ``column``;
+    ``direct`` says that it refers to ``column``, and not the other way round.
     """
 
     options: Any
     before: Any
     column: Any
     lookup: str
+    direct: bool
     events: tuple[str, ...]
 
 
@@ -97,8 +99,9 @@ def follow(options: Any, name: str) -> Path:
             steps.append(step(options, steps, info, names))
             many = many or info.m2m
         place, column = found.path_infos[-1].to_opts, found.path_infos[-1].target_fields[0]
-    # Where the column repeats the one that joins its table, the table before has it too.
-    while steps and steps[-1].column == column:
+    # Where the column repeats the one that joins its table, the table before has it too, and its
+    # row says whether there is one to be joined.
+    while steps and steps[-1].direct and steps[-1].column == column:
         column = steps.pop().before
     if getattr(column, "column", None) is None:
         raise FieldError(f"{name!r} is no column.")
@@ -121,11 +124,11 @@ def step(options: Any, steps: list[Step], info: Any, names: list[str]) -> Step:
         lookup = LOOKUP_SEP.join(names)
     else:
         lookup = LOOKUP_SEP.join([*names[:-1], before.name])
-    # A row that a foreign key refers to is there before and after all that refer to it, and what
-    # refers to it makes events of its own.
+    # A row that a foreign key refers to is there when a transaction that makes the reference ends,
+    # which is an event of its own. Only one that is deleted and made anew may be another.
     referred = info.direct and getattr(relation, "db_constraint", False)
-    events = ("UPDATE",) if referred and relation.model._meta.managed else EVENTS
-    return Step(info.to_opts, before, column, lookup, events)
+    events = ("UPDATE", "DELETE") if referred and relation.model._meta.managed else EVENTS
+    return Step(info.to_opts, before, column, lookup, info.direct, events)
 
 
 def watched_tables(options: Any, names: Iterable[str]) -> list[Watched]:

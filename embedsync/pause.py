@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from django.core.exceptions import ImproperlyConfigured
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from contextlib import _GeneratorContextManager
 
 logger = logging.getLogger("embedsync")
+
+LATE = (iscoroutinefunction, isgeneratorfunction, isasyncgenfunction)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +42,10 @@ def paused(using: Any = "default") -> Any:
     client behind a proxy that pools transactions; behind such a proxy, begin it in a transaction.
     It nests with transactions and savepoints: wholly inside one or wholly around it.
     """
+    if any(kind(using) for kind in LATE):
+        raise TypeError(
+            f"{using.__name__}() returns before its body has run: use paused() inside, with 'with'."
+        )
     if callable(using):
         return _paused("default")(using)
     return _paused(using)

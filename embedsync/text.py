@@ -3,8 +3,9 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from string import Formatter
-from typing import Any
+from typing import Any, TypeVar
 
+from django.db import connections
 from django.db.models import BooleanField, QuerySet, TextField
 from django.db.models.expressions import RawSQL
 
@@ -12,6 +13,8 @@ from embedsync.database import eligible, names_of, worker_transaction
 from embedsync.declaration import EmbeddingModel, declaration_of, rows_of
 from embedsync.path import Path, follow
 from embedsync.source import Declaration
+
+T = TypeVar("T")
 
 
 def read(
@@ -24,7 +27,7 @@ def read(
     """
     declaration, names = declaration_of(sidecar), names_of(sidecar, using)
     # The keys as the database's own text, past the fields' conversions, and as one parameter.
-    given = f"(SELECT {names.given_key} FROM unnest(%s::text[]) AS given(key))"
+    given = f"(SELECT {names.given_key} FROM unnest(%s::text[]) AS embedsync_given(key))"
     rows = eligible(sidecar, using).filter(condition_sql(f"({names.pk}) IN {given}", pks))
     vectors = rows_of(sidecar, using).filter(condition_sql(f"({names.source_pk}) IN {given}", pks))
     rows = rows.annotate(embedsync_key=key_sql(names.key))
@@ -36,7 +39,23 @@ def read(
             texts = field_texts(declaration, rows)
         else:
             texts = method_texts(declaration, rows)
-    return texts, {pk: bytes(content) for pk, content in stored}
+        digests = {pk: bytes(content) for pk, content in stored}
+        texts = as_asked(texts, pks, using, names.fill("same_rows"))
+        digests = as_asked(digests, pks, using, names.fill("same_vectors"))
+    return texts, digests
+
+
+def as_asked(found: dict[str, T], pks: Sequence[str], using: str, sql: str) -> dict[str, T]:
+    """What was found, by the keys that were asked for.
+
+    A key may be written in another way than in the database and be equal to it: 1.5 and 1.50, or a
+    and A under a collation that takes them for the same. ``sql`` finds the pairs.
+    """
+    if found.keys() <= set(pks):
+        return found
+    with connections[using].cursor() as cursor:
+        cursor.execute(sql, [list(pks)])
+        return {asked: found[there] for asked, there in cursor.fetchall() if there in found}
 
 
 def condition_sql(sql: str, pks: Sequence[str]) -> RawSQL:

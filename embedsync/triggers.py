@@ -81,11 +81,11 @@ def constraints(apps: Any) -> Iterator[tuple[Any, SyncTrigger]]:
 
 def constraints_in(using: str, apps: Any) -> Iterator[tuple[Any, SyncTrigger]]:
     """Those of the sidecars whose tables are in a database, and are this project's to migrate."""
-    tables = set(connections[using].introspection.table_names())
+    quote_name = connections[using].ops.quote_name
     for model, trigger in constraints(apps):
         options = model._meta
         ours = options.managed and router.allow_migrate_model(using, model)
-        if ours and options.db_table in tables:
+        if ours and has_relation(using, quote_name(options.db_table)):
             yield model, trigger
 
 

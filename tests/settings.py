@@ -11,6 +11,7 @@ INSTALLED_APPS = [
     "tests.library",
     "tests.cinema",
     "tests.press",
+    "tests.oddities",
 ]
 SITE_ID = 1
 

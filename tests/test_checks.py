@@ -8,7 +8,7 @@ from django.core import checks
 from django.core.management import call_command
 from django.db import connection, models
 from django.db.migrations.recorder import MigrationRecorder
-from django.db.models import F, Q, Value
+from django.db.models import Exists, F, Q, Subquery, Value
 from django.db.models.functions import Now
 from django.test.utils import isolate_apps
 from django.utils import timezone
@@ -16,6 +16,7 @@ from django.utils import timezone
 from embedsync.checks import databases
 from embedsync.checks import declarations as ours
 from embedsync.models import EmbeddedModel, Embedding, EmbeddingModel, EmbeddingSource
+from tests.library.models import Book
 
 CURED = {"embedder": "hashing"}
 
@@ -102,6 +103,9 @@ def declare(*fields, **options):
         ((), {"text": "told", "watch": ["titel"]}, ["embedsync.E001"]),
         (("title",), {"text": "told", "watch": ["title"]}, ["embedsync.E018"]),
         (("title",), {"condition": Q(shown_at__lte=Now())}, ["embedsync.W012"]),
+        (("title",), {"condition": Q(pk__in=Book.objects.all())}, ["embedsync.E024"]),
+        (("title",), {"condition": Q(pk=Subquery(Book.objects.values("pk")))}, ["embedsync.E024"]),
+        (("title",), {"condition": Exists(Book.objects.all()) & Q()}, ["embedsync.E024"]),
         (("title",), {"condition": Q(shown_at__lte=timezone.now())}, ["embedsync.E011"]),
         (("title",), {"condition": Q(shown_at__lte=Value(timezone.now()))}, ["embedsync.E011"]),
         (("title",), {"condition": Q(shown_at__lte=datetime.datetime(2020, 1, 1))}, []),

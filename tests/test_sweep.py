@@ -178,7 +178,7 @@ def test_what_a_related_row_owes_is_no_drift(library, drain, monkeypatch):
     Genre.objects.update(name="Farce")
     assert counts(swept(FilmEmbedding, repair=True)) == {"waiting": library}
     monkeypatch.setattr(queue, "ROWS_OF_A_HOP", 3)
-    Queue("default", "somebody").expand({FILM_KEY: FilmEmbedding})
+    Queue("default", "somebody").expand(FilmEmbedding, "genres")
     assert Ledger.objects.filter(sidecar=FILM_KEY).count() == 3
     assert counts(swept(FilmEmbedding, repair=True)) == {"waiting": library}
     drain()

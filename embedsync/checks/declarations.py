@@ -9,6 +9,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import FieldError, ImproperlyConfigured
 from django.db import connections, models, router
 from django.db.models import functions
+from django.db.models.sql import Query
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
@@ -34,8 +35,11 @@ KNOBS = {
     "EMBEDSYNC_MAX_ATTEMPTS": ("max_attempts", 1, 1000),
     "EMBEDSYNC_BACKOFF": ("backoff", 0, 86_400),
     "EMBEDSYNC_MAX_BACKOFF": ("max_backoff", 0, 86_400),
+    "EMBEDSYNC_PROBE_INTERVAL": ("probe_interval", 0.1, 86_400),
     "EMBEDSYNC_EF_SEARCH": ("ef_search", 1, 1000),
 }
+
+QUERIES = (models.QuerySet, models.Subquery, Query)
 
 
 @register(Tags.models)
@@ -250,6 +254,14 @@ def wrong_condition(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
                 obj=sidecar,
                 id="embedsync.E011",
             )
+    if looks_elsewhere(declaration):
+        yield Error(
+            f"The condition of {sidecar._meta.label} contains a query of its own.",
+            hint="No trigger can follow what it looks at. Follow relations by name instead:"
+            " Q(author__active=True), not Q(author__in=Author.objects.filter(active=True)).",
+            obj=sidecar,
+            id="embedsync.E024",
+        )
     if declaration.condition is not None and any(
         isinstance(node, functions.Now) for node in declaration.condition.flatten()
     ):
@@ -260,6 +272,18 @@ def wrong_condition(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
             obj=sidecar,
             id="embedsync.W012",
         )
+
+
+def looks_elsewhere(declaration: Declaration) -> bool:
+    """Whether a condition has a subquery, or a queryset as a value, in it."""
+    if declaration.condition is None:
+        return False
+    for node in declaration.condition.flatten():
+        children = node.children if isinstance(node, models.Q) else [node]
+        values = [child[1] if isinstance(child, tuple) else child for child in children]
+        if any(isinstance(value, QUERIES) for value in values):
+            return True
+    return False
 
 
 def condition_values(declaration: Declaration) -> list[datetime.datetime]:

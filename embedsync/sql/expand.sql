@@ -1,5 +1,5 @@
 -- EXPAND: events of related rows become work for the rows of the source that they belong to.
-WITH picked AS MATERIALIZED (
+WITH embedsync_picked AS MATERIALIZED (
     SELECT ctid, seq, source_pk, reached, queued_at
     FROM embedsync_inbox
     WHERE kind = 'hop' AND sidecar = %(key)s AND hop = %(hop)s
@@ -7,8 +7,8 @@ WITH picked AS MATERIALIZED (
     LIMIT %(events)s
     FOR UPDATE SKIP LOCKED
 ), found AS MATERIALIZED (
-    SELECT picked.seq, rows.key, rows.last, picked.queued_at
-    FROM picked
+    SELECT embedsync_picked.seq, rows.key, rows.last, embedsync_picked.queued_at
+    FROM embedsync_picked
     CROSS JOIN LATERAL (
         SELECT {page_key} AS key, row_number() OVER (ORDER BY {page_desc}) = 1 AS last
         FROM (
@@ -24,13 +24,13 @@ WITH picked AS MATERIALIZED (
     SELECT seq, count(*) AS picked, max(key) FILTER (WHERE last) AS last FROM found GROUP BY seq
 ), done AS (
     DELETE FROM embedsync_inbox WHERE ctid = ANY(ARRAY(
-        SELECT picked.ctid FROM picked LEFT JOIN reached USING (seq)
+        SELECT p.ctid FROM embedsync_picked p LEFT JOIN reached USING (seq)
         WHERE coalesce(reached.picked, 0) < %(limit)s))
 ), continued AS (
     UPDATE embedsync_inbox AS i SET reached = reached.last
-    FROM picked JOIN reached USING (seq)
-    WHERE i.ctid = picked.ctid AND reached.picked = %(limit)s
+    FROM embedsync_picked p JOIN reached USING (seq)
+    WHERE i.ctid = p.ctid AND reached.picked = %(limit)s
 ), owed AS (
     SELECT %(key)s AS sidecar, key AS source_pk, min(queued_at) AS queued_at FROM found GROUP BY key
 ), {claimed}
-SELECT (SELECT count(*) FROM picked), (SELECT count(*) FROM claimed)
+SELECT (SELECT count(*) FROM embedsync_picked), (SELECT count(*) FROM claimed)

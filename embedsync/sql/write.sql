@@ -2,9 +2,9 @@
 -- The join to the source: no vector for a row that has been deleted or excluded in the meantime.
 INSERT INTO {sidecar} ({columns}, ordinal, embedded_at, digest, vector)
 -- DISTINCT ON, because the key of a partitioned table may be unique in each partition only.
-SELECT DISTINCT ON ({pk}) {pk}, 0, statement_timestamp(), given.digest, given.vector
+SELECT DISTINCT ON ({pk}) {pk}, 0, statement_timestamp(), embedsync_given.digest, embedsync_given.vector
 FROM unnest(%(pks)s::text[], %(digests)b::bytea[], %(vectors)b::halfvec[])
-    AS given(key, digest, vector)
+    AS embedsync_given(key, digest, vector)
 JOIN {source} ON ({pk}) = ({given_key})
 WHERE {eligible}
 ORDER BY {pk}
