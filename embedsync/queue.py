@@ -73,9 +73,7 @@ class Queue:
 
         Returns the number of events moved and the claims.
         """
-        full_look = self.low == 0 or time.monotonic() >= self._next_full_look
-        low = 0 if full_look else self.low
-        started = time.monotonic()
+        full_look, low, started = self._look()
         sql = statement("fold").replace("{claimed}", statement("claim"))
         token = uuid4()
         with self.transaction() as cursor:
@@ -87,10 +85,31 @@ class Queue:
         if last is not None:
             self.low = last
         if full_look:
-            # Order of commit is not order of seq, so there may be events below the mark.
-            took = time.monotonic() - started
-            self._next_full_look = started + min(took / FULL_LOOK_SHARE, FULL_LOOK_SECONDS)
+            self._looked(started)
         return picked, claims(((key, pk, n) for *_, key, pk, n in rows if key is not None), token)
+
+    def peek(self, served: Sequence[str], ready: Sequence[str]) -> bool:
+        """Whether there are events, or rows of the sidecars ``ready`` that are due."""
+        full_look, low, started = self._look()
+        with connections[self.using].cursor() as cursor:
+            cursor.execute(
+                statement("peek"), {"low": low, "served": list(served), "ready": list(ready)}
+            )
+            found = bool(cursor.fetchone()[0])
+        if full_look and not found:  # otherwise a fold is going to look
+            self._looked(started)
+        return found
+
+    def _look(self) -> tuple[bool, int, float]:
+        """Whether to look at the whole inbox, from which seq on, and when this look began."""
+        started = time.monotonic()
+        full_look = self.low == 0 or started >= self._next_full_look
+        return full_look, 0 if full_look else self.low, started
+
+    def _looked(self, started: float) -> None:
+        # Order of commit is not order of seq, so there may be events below the mark.
+        took = time.monotonic() - started
+        self._next_full_look = started + min(took / FULL_LOOK_SHARE, FULL_LOOK_SECONDS)
 
     def due(self, served: Sequence[str], limit: int) -> list[Claim]:
         """Lease at most ``limit`` rows whose time has come; park those tried too often."""
@@ -301,6 +320,18 @@ class Queue:
             )
             waiting, parked = cursor.fetchone()
         return waiting, parked
+
+
+def retry(
+    using: str, keys: Sequence[str], pks: Sequence[str] | None = None, error: str | None = None
+) -> int:
+    """Make parked rows of sidecars due: those of ``pks``, those whose error has ``error`` in it.
+
+    Returns how many.
+    """
+    with worker_transaction(using) as cursor:
+        cursor.execute(statement("retry"), {"keys": list(keys), "pks": pks, "error": error})
+        return int(cursor.rowcount)
 
 
 def whose(claim: Claim) -> dict[str, Any]:

@@ -7,8 +7,30 @@ from django.db import DEFAULT_DB_ALIAS
 
 from embedsync.sweep import RATE, Pace, sidecars_in, sweep_all
 from embedsync.swept import report
+from embedsync.worker import Worker
 
 logger = logging.getLogger("embedsync")
+
+
+def process_pending(
+    max_seconds: float = 45.0, database: str = DEFAULT_DB_ALIAS
+) -> dict[str, int | dict[str, str]]:
+    """Embed what has changed, for at most so many seconds: a worker for who has only a scheduler.
+
+    Returns how many rows were ``settled``, are ``waiting`` and are ``parked``, and ``errors`` by
+    sidecar. Calls that overlap share the work; with nothing to do, one costs some queries and loads
+    no model. It raises no error for a text or a provider: the rows wait in the ledger.
+    """
+    settled = 0
+
+    def count(rows: int) -> None:
+        nonlocal settled
+        settled += rows
+
+    worker = Worker(database, count)
+    worker.run(drain=True, max_seconds=max_seconds)
+    waiting, parked = worker.queue.left(list(worker.services))
+    return {"settled": settled, "waiting": waiting, "parked": parked, "errors": worker.errors}
 
 
 def sweep(

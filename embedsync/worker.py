@@ -1,10 +1,11 @@
 """The worker: claim, read, embed, complete, until told to stop."""
 
 import logging
+import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import (
@@ -28,6 +29,7 @@ from embedsync.declaration import (
 )
 from embedsync.embedders import RefusedError, UnavailableError, get_embedder
 from embedsync.indexing import IndexBuilder
+from embedsync.intake import Intake
 from embedsync.lease import LeaseKeeper
 from embedsync.queue import Claim, Queue
 from embedsync.service import Service, halves
@@ -44,25 +46,37 @@ QUERY_CANCELED = "57014"  # by statement_timeout, or by somebody
 class Worker:
     """One worker on one database. ``progress`` is called with numbers of rows as they are settled.
 
-    ``errors`` holds, by sidecar, why it is not served.
+    ``only`` are the sidecars that it serves, instead of all. ``batch_size`` (rows) and
+    ``poll_interval`` (seconds) stand in for the settings. ``errors`` holds, by sidecar, why it is
+    not served.
     """
 
     def __init__(
-        self, using: str = "default", progress: Callable[[int], None] = lambda rows: None
+        self,
+        using: str = "default",
+        progress: Callable[[int], None] = lambda rows: None,
+        *,
+        only: Collection[type[EmbeddingModel]] | None = None,
+        batch_size: int | None = None,
+        poll_interval: float | None = None,
     ) -> None:
         self.using = using
         self.progress = progress
+        self.only = only
+        self.batch_size = batch_size
+        self.poll_interval = poll_interval
         self.queue = Queue(using, f"{socket.gethostname()}:{os.getpid()}")
         self.indexes = IndexBuilder(using)
         self.services: dict[str, Service] = {}
+        self.intake = Intake(self.queue, self.services, self._give_up)
         self.breakers: dict[str, Breaker] = {}  # by alias of the embedder
         self.errors: dict[str, str] = {}
         # A plain attribute, because a signal handler that sets an Event can wait for itself.
         self.stopping = False
         self._started = False
         self._housekeeping_at = 0.0
-        self._behind = True  # more to do than one round holds: no time to build an index
-        self._unfilled: set[str] = set()
+        self._idle = False
+        self._deadline = math.inf
         self._filled_in_drain: set[str] = set()
 
     @property
@@ -70,14 +84,12 @@ class Worker:
         """The sidecars that this worker serves, by key."""
         return {key: service.sidecar for key, service in self.services.items()}
 
-    @property
-    def ready(self) -> list[str]:
-        """The keys of those whose provider may be asked."""
-        return [key for key, service in self.services.items() if not service.breaker.is_open]
-
     def stop(self) -> None:
         """Finish the call in hand, hand back what has not been embedded, and end."""
         self.stopping = True
+
+    def _is_over(self) -> bool:
+        return self.stopping or time.monotonic() >= self._deadline
 
     def pending(self) -> int:
         """How many rows a drain has before it; those of a fill are counted by the fill."""
@@ -86,14 +98,17 @@ class Worker:
         self._filled_in_drain = unfilled
         return self.queue.pending(self.served)
 
-    def run(self, *, drain: bool = False) -> None:
+    def run(self, *, drain: bool = False, max_seconds: float | None = None) -> None:
         """Serve all sidecars until told to stop; with ``drain`` until nothing is due.
 
-        A database that fails is waited for; a drain raises after some failures in a row.
+        After ``max_seconds`` it stops as if it were told to. A database that fails is waited for; a
+        drain raises after some failures in a row.
         """
+        if max_seconds is not None:
+            self._deadline = time.monotonic() + max_seconds
         failures = 0
         looked_everywhere = False
-        while not self.stopping:
+        while not self._is_over():
             try:
                 self.start()
                 if not self.services:
@@ -118,7 +133,7 @@ class Worker:
                 continue
             looked_everywhere = drain and not busy
             if not busy and not drain:
-                self._wait(settings.poll_interval)
+                self._wait(self.poll_interval or settings.poll_interval)
 
     def start(self) -> None:
         """Find the sidecars of this database and adopt them, once."""
@@ -126,6 +141,8 @@ class Worker:
             return
         for sidecar in sidecars():
             if router.db_for_write(sidecar) != self.using or not sidecar._meta.managed:
+                continue
+            if self.only is not None and sidecar not in self.only:
                 continue
             try:
                 alias = declaration_of(sidecar).embedder
@@ -143,9 +160,11 @@ class Worker:
         """One round of all moves. Returns whether there was anything to do."""
         if time.monotonic() >= self._housekeeping_at:
             self._keep_house()
+        if self._idle and self.intake.is_idle():
+            return False
         claims: list[Claim] = []
         try:
-            moved = self._claim(claims)
+            moved = self.intake.take(claims, self.batch_size or settings.batch_size)
             if claims:
                 with LeaseKeeper(self.queue, claims):
                     while claims:
@@ -155,57 +174,8 @@ class Worker:
             # Nothing, unless an error came between; then nobody else's rows pay for it.
             for claim in claims:
                 self._release(claim, claim.pks)
+        self._idle = moved == 0
         return moved > 0
-
-    def _claim(self, claims: list[Claim]) -> int:
-        """Take work into ``claims``, a batch at most. Returns how many events and rows moved."""
-        served, ready, size = self.served, self.ready, settings.batch_size
-
-        def room() -> int:
-            return size - sum(len(claim.attempts) for claim in claims)
-
-        truncated = self.queue.truncated(list(served))
-        self._unfilled |= set(truncated)
-        expanded = self._expand()
-        # A share for retries and one for the fill, however many events come in.
-        claims += self.queue.due(ready, max(1, size // 4))
-        retries = size - room()
-        unfilled = sorted(self._unfilled.intersection(ready))
-        reserve = size // 4 if unfilled else 0
-        picked, folded = self.queue.fold(ready, max(1, room() - reserve))
-        claims += folded
-        if retries >= size // 4 and room() > reserve:
-            claims += self.queue.due(ready, room() - reserve)
-        for key in unfilled:
-            if room() <= 0:
-                break
-            asked = room()
-            try:
-                page, filling = self.queue.fill(served[key], asked)
-            except OperationalError:
-                raise
-            except DatabaseError as error:
-                self._give_up(key, error)
-                continue
-            claims += filling
-            picked += page
-            if page < asked:
-                self._unfilled.discard(key)
-        self._behind = room() <= 0 or picked >= size
-        return len(truncated) + expanded + picked + size - room()
-
-    def _expand(self) -> int:
-        """Expand events of related rows. Returns how many events and rows moved."""
-        moved = 0
-        for key, hop in self.queue.hops(list(self.services)):
-            if key in self.services:
-                try:
-                    moved += self.queue.expand(self.services[key].sidecar, hop)
-                except OperationalError:
-                    raise
-                except DatabaseError as error:
-                    self._give_up(key, error)
-        return moved
 
     def _work(self, claim: Claim) -> None:
         service = self.services.get(claim.key)
@@ -228,7 +198,7 @@ class Worker:
 
     def _is_left(self, service: Service, claim: Claim) -> bool:
         """Whether rows of a claim are to be handed back instead of being embedded."""
-        return self.stopping or claim.key not in self.services or service.breaker.is_open
+        return self._is_over() or claim.key not in self.services or service.breaker.is_open
 
     def _settle(self, service: Service, claim: Claim, pks: list[str]) -> None:
         """Read, embed and complete some rows of a claim."""
@@ -359,14 +329,15 @@ class Worker:
                 self._give_up(key, error)
         with worker_transaction(self.using) as cursor:
             state.heed_missed(cursor, list(self.services))
-            self._unfilled = {key for key, _ in state.unfilled(cursor, list(self.services))}
-        if not self._behind:
-            filled = self.services.keys() - self._unfilled
+            self.intake.unfilled = {key for key, _ in state.unfilled(cursor, list(self.services))}
+        if not self.intake.behind:
+            filled = self.services.keys() - self.intake.unfilled
             self.indexes.see_to([self.services[key].sidecar for key in sorted(filled)])
 
     def _look_everywhere(self) -> None:
         """Before a drain ends: events that were committed late, and fills that have become due."""
         self.queue.low = 0
+        self._idle = False
         # Twice: one look notes a failed trigger's mark, the next begins the comparison it asks for.
         self._keep_house()
         self._keep_house()
@@ -381,7 +352,7 @@ class Worker:
     def _wait(self, seconds: float) -> None:
         """Sleep, in slices, because a signal does not end a sleep."""
         end = time.monotonic() + seconds
-        while not self.stopping and (left := end - time.monotonic()) > 0:
+        while not self._is_over() and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
 
 

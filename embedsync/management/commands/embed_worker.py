@@ -1,6 +1,7 @@
 """``manage.py embed_worker``: embed what has changed, until told to stop."""
 
 import logging
+import math
 import os
 import signal
 from argparse import ArgumentParser
@@ -11,11 +12,26 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, OperationalError, connections
 
 from embedsync.progress import drain_progress
+from embedsync.status import chosen
 from embedsync.worker import Worker
 
 logger = logging.getLogger("embedsync")
 
 EXIT_AT_ONCE = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+def seconds(text: str) -> float:
+    """A number of seconds above zero."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise ValueError
+    return value
+
+
+def whole_number(text: str) -> int:
+    """A whole number above zero."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
 
 
 class Command(BaseCommand):
@@ -26,6 +42,28 @@ class Command(BaseCommand):
             "--drain", action="store_true", help="end when nothing is due, instead of waiting"
         )
         parser.add_argument(
+            "--max-seconds", type=seconds, metavar="S", help="end after so many seconds, in order"
+        )
+        parser.add_argument(
+            "--only",
+            action="append",
+            default=[],
+            metavar="app.Model",
+            help="serve this source or sidecar alone; may be given several times",
+        )
+        parser.add_argument(
+            "--batch-size",
+            type=whole_number,
+            metavar="N",
+            help="rows to claim at a time (default: EMBEDSYNC_BATCH_SIZE)",
+        )
+        parser.add_argument(
+            "--poll-interval",
+            type=seconds,
+            metavar="S",
+            help="seconds to wait when there is nothing to do (default: EMBEDSYNC_POLL_INTERVAL)",
+        )
+        parser.add_argument(
             "--database", default=DEFAULT_DB_ALIAS, help="the database to serve (default: default)"
         )
 
@@ -34,18 +72,27 @@ class Command(BaseCommand):
             raise CommandError(f"There is no database {options['database']!r} in DATABASES.")
         if options["verbosity"] and not logger.hasHandlers():
             self.show_log()
-        worker = Worker(options["database"])
+        try:
+            only = chosen(options["only"], options["database"]) if options["only"] else None
+        except LookupError as error:
+            raise CommandError(str(error)) from error
+        worker = Worker(
+            options["database"],
+            only=only,
+            batch_size=options["batch_size"],
+            poll_interval=options["poll_interval"],
+        )
         self.obey_signals(worker)
         if options["drain"]:
-            self.drain(worker)
+            self.drain(worker, options["max_seconds"])
         else:
-            worker.run()
+            worker.run(max_seconds=options["max_seconds"])
         if worker.errors:
             raise CommandError(
                 "\n".join(f"{key} is not served: {error}" for key, error in worker.errors.items())
             )
 
-    def drain(self, worker: Worker) -> None:
+    def drain(self, worker: Worker, max_seconds: float | None) -> None:
         try:
             worker.start()
         except OperationalError as error:
@@ -55,10 +102,10 @@ class Command(BaseCommand):
         progress = drain_progress(worker.pending())
         worker.progress = progress.update
         try:
-            worker.run(drain=True)
+            worker.run(drain=True, max_seconds=max_seconds)
         finally:
             progress.close()
-        waiting, parked = worker.queue.left(list(worker.served))
+        waiting, parked = worker.queue.left(list(worker.services))
         if waiting or parked:
             logger.warning(
                 "%d rows wait for a later attempt or another worker, %d are parked", waiting, parked

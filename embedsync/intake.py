@@ -1,0 +1,90 @@
+"""What a worker takes on: retries, events and pages of a fill, each with its share of a batch."""
+
+from collections.abc import Callable
+
+from django.db import DatabaseError, OperationalError
+
+from embedsync.queue import Claim, Queue
+from embedsync.service import Service
+
+
+class Intake:
+    """Takes work for ``services``, which are those of the worker, by key.
+
+    ``give_up`` is called for a sidecar that cannot be served. ``unfilled`` are the sidecars whose
+    fill has not ended; ``behind`` says that there was more to do than one batch holds.
+    """
+
+    def __init__(
+        self, queue: Queue, services: dict[str, Service], give_up: Callable[[str, Exception], None]
+    ) -> None:
+        self.queue = queue
+        self.services = services
+        self.give_up = give_up
+        self.unfilled: set[str] = set()
+        self.behind = True
+
+    @property
+    def ready(self) -> list[str]:
+        """The keys of those whose provider may be asked."""
+        return [key for key, service in self.services.items() if not service.breaker.is_open]
+
+    def is_idle(self) -> bool:
+        """Whether there is nothing to take, by one look that costs next to nothing."""
+        ready = self.ready
+        if self.unfilled.intersection(ready):
+            return False
+        return not self.queue.peek(list(self.services), ready)
+
+    def take(self, claims: list[Claim], size: int) -> int:
+        """Take ``size`` rows at most into ``claims``. Returns how many events and rows moved."""
+        ready = self.ready
+
+        def room() -> int:
+            return size - sum(len(claim.attempts) for claim in claims)
+
+        truncated = self.queue.truncated(list(self.services))
+        self.unfilled |= set(truncated)
+        expanded = self._expand()
+        # A share for retries and one for the fill, however many events come in.
+        claims += self.queue.due(ready, max(1, size // 4))
+        retries = size - room()
+        unfilled = sorted(self.unfilled.intersection(ready))
+        reserve = size // 4 if unfilled else 0
+        picked, folded = self.queue.fold(ready, max(1, room() - reserve))
+        claims += folded
+        if retries >= size // 4 and room() > reserve:
+            claims += self.queue.due(ready, room() - reserve)
+        for key in unfilled:
+            if room() <= 0:
+                break
+            picked += self._fill(key, room(), claims)
+        self.behind = room() <= 0 or picked >= size
+        return len(truncated) + expanded + picked + size - room()
+
+    def _fill(self, key: str, asked: int, claims: list[Claim]) -> int:
+        """Take a page of a fill. Returns how many rows it had."""
+        try:
+            page, filling = self.queue.fill(self.services[key].sidecar, asked)
+        except OperationalError:
+            raise
+        except DatabaseError as error:
+            self.give_up(key, error)
+            return 0
+        claims += filling
+        if page < asked:
+            self.unfilled.discard(key)
+        return page
+
+    def _expand(self) -> int:
+        """Expand events of related rows. Returns how many events and rows moved."""
+        moved = 0
+        for key, hop in self.queue.hops(list(self.services)):
+            if key in self.services:
+                try:
+                    moved += self.queue.expand(self.services[key].sidecar, hop)
+                except OperationalError:
+                    raise
+                except DatabaseError as error:
+                    self.give_up(key, error)
+        return moved

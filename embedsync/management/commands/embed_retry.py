@@ -1,0 +1,43 @@
+"""``manage.py embed_retry``: try parked rows again."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from embedsync.declaration import key_of
+from embedsync.queue import retry
+from embedsync.status import chosen
+
+
+class Command(BaseCommand):
+    help = "Has workers try parked rows again, as if they had never failed."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "models", nargs="*", metavar="app.Model", help="sources or sidecars (default: all)"
+        )
+        parser.add_argument(
+            "--pk", action="append", metavar="KEY", help="this row; may be given several times"
+        )
+        parser.add_argument("--error", metavar="TEXT", help="those whose error has this text in it")
+        parser.add_argument("--database", default=DEFAULT_DB_ALIAS)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        using = options["database"]
+        if using not in connections:
+            raise CommandError(f"There is no database {using!r} in DATABASES.")
+        try:
+            sidecars = chosen(options["models"], using)
+        except LookupError as error:
+            raise CommandError(str(error)) from error
+        if options["pk"] and len(sidecars) != 1:
+            raise CommandError("--pk needs one model: give the one that the keys are of.")
+        rows = retry(
+            using,
+            [key_of(sidecar) for sidecar in sidecars],
+            pks=options["pk"],
+            error=options["error"],
+        )
+        self.stdout.write(f"{rows} parked rows are due again")

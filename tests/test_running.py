@@ -1,0 +1,180 @@
+"""Running workers: their options, their idleness, tasks for schedulers, and retries."""
+
+import time
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from embedsync import tasks
+from embedsync.declaration import sidecars
+from embedsync.models import Inbox, Ledger
+from embedsync.worker import Worker
+from tests.books import KEY, BookEmbedding, execute, make_due
+from tests.library.models import Book, Letter, Parcel
+from tests.sync import assert_in_step, stored_vectors
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ParcelEmbedding = Parcel.embedding.model
+
+
+def test_a_worker_may_serve_some_and_hold_up_no_others(drain, transactional_db):
+    drain()
+    Parcel.objects.create(label="one")
+    Book.objects.create(title="A")
+    Letter.objects.create(text="Dear")
+    call_command("embed_worker", "--drain", "--only", "library.Book", verbosity=0)
+    call_command("embed_worker", "--drain", "--only", "library.ParcelEmbedding", verbosity=0)
+    assert [row.sidecar for row in Ledger.objects.all()] == ["library.letterembedding"]
+    drain()
+    assert_in_step(BookEmbedding, ParcelEmbedding, Letter.embedding.model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "library.Ghost"], "no model 'library.Ghost'"),
+        (["--only", "library.Hall"], "library.Hall has no embedding"),
+        (["--batch-size", "0"], "--batch-size: invalid whole_number value: '0'"),
+        (["--max-seconds", "nan"], "--max-seconds: invalid seconds value: 'nan'"),
+        (["--poll-interval", "-1"], "--poll-interval: invalid seconds value: '-1'"),
+        (["--database", "elsewhere"], "no database 'elsewhere'"),
+    ],
+)
+def test_wrong_options_are_named(transactional_db, arguments, words):
+    with pytest.raises(CommandError, match=words):
+        call_command("embed_worker", *arguments)
+
+
+def test_a_batch_holds_what_it_is_asked_to(drain):
+    drain()
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(9)])
+    worker = Worker(batch_size=4)
+    worker.start()
+    worker.round()
+    assert 1 <= BookEmbedding.objects.count() <= 4
+
+
+def test_a_worker_ends_in_time_and_hands_back_the_rest(drain, worker_process):
+    drain()
+    Book.objects.bulk_create([Book(title=f"SLEEP {n}") for n in range(2000)])
+    status, output = worker_process("--max-seconds", "2", SCRIPTED_SLEEP="0.01").wait()
+    assert status == 0, output
+    assert 0 < BookEmbedding.objects.count() < 2000
+    assert not Ledger.objects.filter(token__isnull=False).exists()
+    assert set(Ledger.objects.values_list("attempts", flat=True)) <= {0}
+
+
+def test_an_idle_worker_asks_one_question_and_takes_no_transaction_id(drain):
+    worker = drain()
+    worker.round()
+    before = transaction_ids()
+    worker._housekeeping_at = time.monotonic() + 60
+    with CaptureQueriesContext(connection) as queries:
+        for _ in range(20):
+            assert not worker.round()
+    assert len(queries) == 20
+    assert transaction_ids() == before
+    Book.objects.create(title="At last")
+    assert worker.round()
+    assert_in_step(BookEmbedding)
+
+
+@pytest.mark.parametrize("work", ["row", "hop", "truncate", "due"])
+def test_an_idle_worker_sees_all_kinds_of_work(drain, work):
+    worker = drain()
+    worker.round()
+    worker._housekeeping_at = time.monotonic() + 60
+    assert not worker.round()
+    if work == "due":
+        Ledger.objects.create(
+            sidecar=KEY, source_pk="1", run_at="2020-01-01T00:00Z", queued_at="2020-01-01T00:00Z"
+        )
+    else:
+        Inbox.objects.create(sidecar=KEY, kind=work, hop="author" if work == "hop" else None)
+    assert worker.round()
+
+
+def test_an_idle_worker_sees_what_was_committed_late(drain):
+    worker = drain()
+    execute("INSERT INTO embedsync_inbox (seq, sidecar, kind) VALUES (1000000000, 'gone', 'row')")
+    while worker.round():
+        pass
+    assert worker.queue.low == 1_000_000_000
+    Book.objects.create(title="Late")  # with a smaller seq
+    worker.queue._next_full_look = 0.0
+    assert worker.round()
+    assert_in_step(BookEmbedding)
+
+
+def transaction_ids():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text")
+        return cursor.fetchone()
+
+
+def test_a_scheduler_can_do_a_workers_work(drain):
+    drain()
+    Book.objects.bulk_create([Book(title="good"), Book(title="FAIL")])
+    Parcel.objects.create(label="one")
+    found = tasks.process_pending(max_seconds=30)
+    assert found["settled"] >= 2
+    assert (found["waiting"], found["parked"], found["errors"]) == (1, 0, {})
+    assert len(stored_vectors(BookEmbedding)) == 1
+
+
+def test_a_scheduler_with_nothing_to_do_asks_little(drain):
+    drain()
+    with CaptureQueriesContext(connection) as queries:
+        found = tasks.process_pending()
+    assert found == {"settled": 0, "waiting": 0, "parked": 0, "errors": {}}
+    assert len(queries) < 30 * len(sidecars())
+
+
+def park(*titles):
+    Book.objects.bulk_create([Book(id=n, title=title) for n, title in enumerate(titles, start=1)])
+
+
+def parked():
+    return sorted(Ledger.objects.filter(run_at=None).values_list("source_pk", flat=True))
+
+
+def test_parked_rows_are_tried_again(drain, settings, capsys):
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 1
+    park("FAIL", "FAIL too", "NAN", "good")
+    drain()
+    assert parked() == ["1", "2", "3"]
+    call_command("embed_retry", "library.Book", pk=["2", "77"])
+    assert parked() == ["1", "3"]
+    call_command("embed_retry", error="UNWELL")
+    assert parked() == ["3"]
+    call_command("embed_retry", "library.Parcel")
+    assert parked() == ["3"]
+    call_command("embed_retry", "library.BookEmbedding")
+    assert parked() == []
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "1",
+        "1",
+        "0",
+        "1",
+    ]
+    assert set(Ledger.objects.values_list("attempts", flat=True)) == {0}
+    Book.objects.update(title="mended")
+    make_due()
+    drain()
+    assert_in_step(BookEmbedding)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"models": ["library.Ghost"]}, "no model 'library.Ghost'"),
+        ({"pk": ["1"]}, "--pk needs one model"),
+        ({"database": "elsewhere"}, "no database 'elsewhere'"),
+    ],
+)
+def test_what_cannot_be_retried_is_named(transactional_db, arguments, words):
+    with pytest.raises(CommandError, match=words):
+        call_command("embed_retry", *arguments.pop("models", []), **arguments)
