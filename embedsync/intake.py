@@ -4,8 +4,11 @@ from collections.abc import Callable
 
 from django.db import DatabaseError, OperationalError
 
+from embedsync.declaration import EmbeddingModel
 from embedsync.queue import Claim, Queue
 from embedsync.service import Service
+
+GiveUp = Callable[[type[EmbeddingModel], Exception], None]
 
 
 class Intake:
@@ -15,9 +18,7 @@ class Intake:
     fill has not ended; ``behind`` says that there was more to do than one batch holds.
     """
 
-    def __init__(
-        self, queue: Queue, services: dict[str, Service], give_up: Callable[[str, Exception], None]
-    ) -> None:
+    def __init__(self, queue: Queue, services: dict[str, Service], give_up: GiveUp) -> None:
         self.queue = queue
         self.services = services
         self.give_up = give_up
@@ -64,12 +65,13 @@ class Intake:
 
     def _fill(self, key: str, asked: int, claims: list[Claim]) -> int:
         """Take a page of a fill. Returns how many rows it had."""
+        sidecar = self.services[key].sidecar
         try:
-            page, filling = self.queue.fill(self.services[key].sidecar, asked)
+            page, filling = self.queue.fill(sidecar, asked)
         except OperationalError:
             raise
         except DatabaseError as error:
-            self.give_up(key, error)
+            self.give_up(sidecar, error)
             return 0
         claims += filling
         if page < asked:
@@ -80,11 +82,13 @@ class Intake:
         """Expand events of related rows. Returns how many events and rows moved."""
         moved = 0
         for key, hop in self.queue.hops(list(self.services)):
-            if key in self.services:
-                try:
-                    moved += self.queue.expand(self.services[key].sidecar, hop)
-                except OperationalError:
-                    raise
-                except DatabaseError as error:
-                    self.give_up(key, error)
+            if key not in self.services:
+                continue
+            sidecar = self.services[key].sidecar
+            try:
+                moved += self.queue.expand(sidecar, hop)
+            except OperationalError:
+                raise
+            except DatabaseError as error:
+                self.give_up(sidecar, error)
         return moved

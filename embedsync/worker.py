@@ -38,6 +38,7 @@ from embedsync.text import digest, read
 logger = logging.getLogger("embedsync")
 
 HOUSEKEEPING_SECONDS = 2.0
+BROKEN_SECONDS = 30.0  # between two looks whether a table or column has come back
 LONGEST_RECONNECT_SECONDS = 5.0
 DRAIN_FAILURES = 5
 QUERY_CANCELED = "57014"  # by statement_timeout, or by somebody
@@ -75,6 +76,8 @@ class Worker:
         self.stopping = False
         self._started = False
         self._housekeeping_at = 0.0
+        self._broken: dict[str, type[EmbeddingModel]] = {}  # of the errors, those of the database
+        self._mended_at = 0.0
         self._idle = False
         self._deadline = math.inf
         self._filled_in_drain: set[str] = set()
@@ -140,21 +143,22 @@ class Worker:
         if self._started:
             return
         for sidecar in sidecars():
-            if router.db_for_write(sidecar) != self.using or not sidecar._meta.managed:
-                continue
-            if self.only is not None and sidecar not in self.only:
-                continue
-            try:
-                alias = declaration_of(sidecar).embedder
-                breaker = self.breakers.setdefault(alias, Breaker())
-                self._adopt(Service(sidecar, get_embedder(alias), breaker))
-            except OperationalError:
-                raise
-            except (ImproperlyConfigured, state.SupersededError, DatabaseError) as error:
-                self._give_up(key_of(sidecar), error)
+            here = router.db_for_write(sidecar) == self.using and sidecar._meta.managed
+            if here and (self.only is None or sidecar in self.only):
+                self._serve(sidecar)
         self._started = True
         if self.services:
             logger.info("serving %s in database %s", ", ".join(self.services), self.using)
+
+    def _serve(self, sidecar: type[EmbeddingModel]) -> None:
+        alias = declaration_of(sidecar).embedder
+        breaker = self.breakers.setdefault(alias, Breaker())
+        try:
+            self._adopt(Service(sidecar, get_embedder(alias), breaker))
+        except OperationalError:
+            raise
+        except (ImproperlyConfigured, state.SupersededError, DatabaseError) as error:
+            self._give_up(sidecar, error)
 
     def round(self) -> bool:
         """One round of all moves. Returns whether there was anything to do."""
@@ -236,7 +240,7 @@ class Worker:
             else:
                 self._hand_back(claim, pks, error, refund=True)
         except state.SupersededError as error:
-            self._give_up(claim.key, error)
+            self._give_up(service.sidecar, error)
             self._release(claim, pks)
         except ProgrammingError as error:
             # A schema that is changing, most likely: the rows are owed, and not to blame.
@@ -276,7 +280,7 @@ class Worker:
             level = logging.ERROR if isinstance(trouble, RefusedError) else logging.WARNING
             logger.log(level, "%s waits %.1f s for its provider: %s", claim.key, wait, trouble)
         elif trouble is not None:
-            self._give_up(claim.key, trouble)
+            self._give_up(service.sidecar, trouble)
         self._release(claim, pks, trouble)
 
     def _hand_back(
@@ -302,8 +306,11 @@ class Worker:
             said = "" if why is None else summary(why)
             self.queue.hand_back(claim, dict.fromkeys(pks, 0.0), said, refund=refund)
 
-    def _give_up(self, key: str, error: Exception) -> None:
+    def _give_up(self, sidecar: type[EmbeddingModel], error: Exception) -> None:
+        key = key_of(sidecar)
         self.services.pop(key, None)
+        if isinstance(error, DatabaseError):
+            self._broken[key] = sidecar  # a migration may mend it
         self.errors[key] = str(error)
         if isinstance(error, ProgrammingError):
             self.errors[key] = told(error)
@@ -312,7 +319,11 @@ class Worker:
     def _adopt(self, service: Service) -> None:
         with worker_transaction(self.using) as cursor:
             state.adopt(cursor, service.sidecar, service.embedder.fingerprint)
-        self.services[key_of(service.sidecar)] = service
+        key = key_of(service.sidecar)
+        self.services[key] = service
+        if self._broken.pop(key, None):
+            logger.info("%s is served again", key)
+            del self.errors[key]
 
     def _keep_house(self) -> None:
         """See to what need not be seen to in every round."""
@@ -326,7 +337,11 @@ class Worker:
             except OperationalError:
                 raise
             except (state.SupersededError, DatabaseError) as error:
-                self._give_up(key, error)
+                self._give_up(service.sidecar, error)
+        if self._broken and time.monotonic() >= self._mended_at:
+            self._mended_at = time.monotonic() + BROKEN_SECONDS
+            for sidecar in list(self._broken.values()):
+                self._serve(sidecar)
         with worker_transaction(self.using) as cursor:
             state.heed_missed(cursor, list(self.services))
             self.intake.unfilled = {key for key, _ in state.unfilled(cursor, list(self.services))}
