@@ -99,6 +99,30 @@ def test_a_cluster_sweeps_and_repairs(project, code, qcluster):
     assert json.loads(output.splitlines()[-1])["drift"] == 0
 
 
+def test_a_cluster_embeds_once_a_minute(project, code, qcluster):
+    code.drain()
+    insert(project, "first", "second", "third")
+    output = code.run("embed_schedule", "--work")
+    assert "embedsync work: every minute, for at most 45 s" in output
+    work = project.sql(SCHEDULES)[1]
+    assert work[:5] == (
+        "embedsync work",
+        "embedsync.tasks.process_pending",
+        "{'max_seconds': 45.0, 'database': 'default'}",
+        "I",
+        -1,
+    )
+    code.run("embed_schedule", "--work")  # changes nothing
+    code.run("embed_schedule")  # takes nothing away
+    assert project.sql(SCHEDULES)[1] == work
+    qcluster()
+    until(lambda: project.sql("SELECT id FROM django_q_task WHERE success"), seconds=60)
+    texts = "SELECT id, title FROM shop_movie"
+    assert project.vectors(DECLARED.sidecar) == vectors_of(dict(project.sql(texts)))
+    assert code.run("embed_schedule", "--remove").count("removed") == 2
+    assert project.sql(SCHEDULES) == []
+
+
 def test_a_schedule_is_made_once_and_changed(project, code):
     def scheduled():
         ((*rest, next_run),) = project.sql(SCHEDULES)

@@ -1,8 +1,6 @@
-"""``manage.py embed_schedule``: have a cluster of django-q2 sweep once a day."""
+"""``manage.py embed_schedule``: have a cluster of django-q2 sweep once a day, and embed."""
 
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,31 +12,13 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, ProgrammingError, connections, router, transaction
 from django.utils import timezone
 
-DAILY = "D"
+DAILY, MINUTES = "D", "I"
 LONGEST_SECONDS = 3600.0
 SHARE = 0.8  # of the time after which a cluster takes a task for lost
+WORK_SECONDS = 45.0  # of each minute, so that one run ends before the next begins
 
-
-@dataclass(frozen=True)
-class Job:
-    """A function that a cluster runs once a day."""
-
-    name: str
-    func: str
-    kwargs: Callable[[dict[str, Any]], dict[str, Any]]
-
-
-JOBS = (
-    Job(
-        "embedsync sweep",
-        "embedsync.tasks.sweep",
-        lambda options: {
-            "repair": True,
-            "max_seconds": options["max_seconds"],
-            "database": options["database"],
-        },
-    ),
-)
+SWEEP = "embedsync sweep"
+WORK = "embedsync work"
 
 
 def time_of_day(text: str) -> time:
@@ -49,7 +29,10 @@ def time_of_day(text: str) -> time:
 
 
 class Command(BaseCommand):
-    help = "Schedules a daily sweep with django-q2. Running it again changes what is there."
+    help = (
+        "Schedules a daily sweep with django-q2, and on demand the work of embed_worker."
+        " Running it again changes what is there."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -66,24 +49,29 @@ class Command(BaseCommand):
             help="how long a sweep may take; the next one goes on there (default: what the"
             f" cluster's retry and timeout allow, at most {LONGEST_SECONDS:.0f})",
         )
+        parser.add_argument(
+            "--work",
+            action="store_true",
+            help="embed what has changed, too, once a minute: where no embed_worker runs",
+        )
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="the database to sweep")
-        parser.add_argument("--remove", action="store_true", help="take the schedule away")
+        parser.add_argument("--remove", action="store_true", help="take the schedules away")
 
     def handle(self, *args: Any, **options: Any) -> None:
         using = options["database"]
         if using not in connections:
             raise CommandError(f"There is no database {using!r} in DATABASES.")
         schedules = schedule_model()
-        if not options["remove"]:
-            options["max_seconds"] = self.seconds(options["max_seconds"])
+        suffix = "" if using == DEFAULT_DB_ALIAS else f" of {using}"
         try:
-            for job in JOBS:
-                name = job.name if using == DEFAULT_DB_ALIAS else f"{job.name} of {using}"
-                with transaction.atomic(router.db_for_write(schedules)):
-                    if options["remove"]:
-                        self.remove(schedules, name)
-                    else:
-                        self.schedule(schedules, name, job, options)
+            with transaction.atomic(router.db_for_write(schedules)):
+                if options["remove"]:
+                    self.remove(schedules, f"{SWEEP}{suffix}")
+                    self.remove(schedules, f"{WORK}{suffix}")
+                    return
+                self.schedule_sweep(schedules, f"{SWEEP}{suffix}", options)
+                if options["work"]:
+                    self.schedule_work(schedules, f"{WORK}{suffix}", using)
         except ProgrammingError as error:
             raise CommandError(
                 f"The tables of django-q2 are missing: run migrate. ({error})"
@@ -94,31 +82,36 @@ class Command(BaseCommand):
         self.stdout.write(f"{name}: {'removed' if there.exists() else 'is not scheduled'}")
         there.delete()
 
-    def schedule(self, schedules: Any, name: str, job: Job, options: dict[str, Any]) -> None:
-        """Leave one schedule of this name, as asked for."""
-        wanted = {
-            "func": job.func,
-            "kwargs": repr(job.kwargs(options)),
-            "schedule_type": DAILY,
-            "repeats": -1,
-        }
-        there = list(schedules.objects.filter(name=name).order_by("pk"))
-        for other in there[1:]:
-            other.delete()
-        schedule = there[0] if there else schedules(name=name, next_run=None)
-        for attribute, value in wanted.items():
-            setattr(schedule, attribute, value)
-        at = options["sweep_at"]
+    def schedule_sweep(self, schedules: Any, name: str, options: dict[str, Any]) -> None:
+        seconds, at = self.seconds(options["max_seconds"], LONGEST_SECONDS), options["sweep_at"]
+        schedule = the_only(schedules, name)
+        schedule.func = "embedsync.tasks.sweep"
+        arguments = {"repair": True, "max_seconds": seconds, "database": options["database"]}
+        schedule.kwargs = repr(arguments)
+        schedule.schedule_type = DAILY
         if schedule.next_run is None or local(schedule.next_run).time() != at:
             schedule.next_run = next_time(at)
         schedule.save()
         self.stdout.write(
-            f"{name}: daily at {at:%H:%M}, for at most {options['max_seconds']:.0f} s, next on"
+            f"{name}: daily at {at:%H:%M}, for at most {seconds:.0f} s, next on"
             f" {local(schedule.next_run):%Y-%m-%d}. A running qcluster does it."
         )
 
-    def seconds(self, asked: float | None) -> float:
-        """How long one run may take, so that the cluster does not take it for lost meanwhile."""
+    def schedule_work(self, schedules: Any, name: str, using: str) -> None:
+        seconds = self.seconds(None, WORK_SECONDS)
+        schedule = the_only(schedules, name)
+        schedule.func = "embedsync.tasks.process_pending"
+        schedule.kwargs = repr({"max_seconds": seconds, "database": using})
+        schedule.schedule_type, schedule.minutes = MINUTES, 1
+        schedule.next_run = schedule.next_run or timezone.now()
+        schedule.save()
+        self.stdout.write(f"{name}: every minute, for at most {seconds:.0f} s.")
+
+    def seconds(self, asked: float | None, longest: float) -> float:
+        """How long one run may take, so that the cluster does not take it for lost meanwhile.
+
+        At most ``longest`` where nobody has asked.
+        """
         conf = import_module("django_q.conf").Conf
         limits: dict[str, float | None] = {"retry": conf.RETRY, "timeout": conf.TIMEOUT}
         for name, limit in limits.items():
@@ -130,7 +123,7 @@ class Command(BaseCommand):
                 )
         if asked is not None:
             return asked
-        return min([LONGEST_SECONDS, *(limit * SHARE for limit in limits.values() if limit)])
+        return min([longest, *(limit * SHARE for limit in limits.values() if limit)])
 
 
 def schedule_model() -> Any:
@@ -146,6 +139,16 @@ def schedule_model() -> Any:
             " migrate."
         )
     return apps.get_app_config("django_q").get_model("Schedule")
+
+
+def the_only(schedules: Any, name: str) -> Any:
+    """The schedule of this name, without end; a new one where there is none."""
+    there = list(schedules.objects.filter(name=name).order_by("pk"))
+    for other in there[1:]:
+        other.delete()
+    schedule = there[0] if there else schedules(name=name, next_run=None)
+    schedule.repeats = -1
+    return schedule
 
 
 def local(moment: datetime) -> datetime:
