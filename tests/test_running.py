@@ -129,6 +129,29 @@ def test_a_scheduler_with_nothing_to_do_asks_little(drain):
     assert len(queries) < 30 * len(sidecars())
 
 
+@pytest.fixture
+def slow_writes(transactional_db):
+    """Each vector takes 20 ms to write, and a statement of this session 250 ms at most."""
+    execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END $$;"
+        "CREATE TRIGGER slow BEFORE INSERT ON library_bookembedding"
+        " FOR EACH ROW EXECUTE FUNCTION slow();"
+    )
+    yield
+    execute("RESET statement_timeout; DROP FUNCTION slow() CASCADE")
+
+
+def test_what_takes_too_long_to_write_is_written_in_halves(drain, slow_writes, caplog):
+    drain()
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(64)])
+    execute("SET statement_timeout = '250ms'")
+    drain()
+    execute("RESET statement_timeout")
+    assert_in_step(BookEmbedding)
+    assert "64 rows took too long" in caplog.text
+
+
 def park(*titles):
     Book.objects.bulk_create([Book(id=n, title=title) for n, title in enumerate(titles, start=1)])
 
