@@ -16,7 +16,9 @@ class Breaker:
 
     def __init__(self) -> None:
         self.failures = 0
+        self.trouble: UnavailableError | None = None  # as long as it has not answered since
         self._probe_at = 0.0
+        self._may_blame = False
 
     @property
     def is_open(self) -> bool:
@@ -24,6 +26,16 @@ class Breaker:
 
     def answered(self) -> None:
         self.failures = 0
+        self.trouble = None
+        self._may_blame = True
+
+    def blames(self, trouble: UnavailableError) -> bool:
+        """Whether a text that fails alone is to blame, though it looks like the provider's trouble.
+
+        Where the provider has just answered another one; for one text until it answers again.
+        """
+        may_blame, self._may_blame = self._may_blame, False
+        return may_blame and not trouble.is_busy
 
     def failed(self, trouble: UnavailableError) -> float:
         """Open it. Returns for how many seconds; for at least as many as the provider asks for.
@@ -32,6 +44,8 @@ class Breaker:
         to one probe in each ``EMBEDSYNC_PROBE_INTERVAL``. Who was refused begins with that.
         """
         self.failures += 1
+        self.trouble = trouble
+        self._may_blame = False
         interval = settings.probe_interval
         longest = settings.backoff * 2 ** min(self.failures - 1, 30)
         refused = isinstance(trouble, RefusedError)

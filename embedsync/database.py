@@ -37,6 +37,8 @@ SET LOCAL extra_float_digits = 1;
 SET LOCAL bytea_output = 'hex';
 """
 
+QUERY_CANCELED, LOCK_NOT_AVAILABLE = "57014", "55P03"
+TOO_LONG = {QUERY_CANCELED, LOCK_NOT_AVAILABLE}  # for the timeouts of this role
 SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column
 
 

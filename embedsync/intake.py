@@ -1,12 +1,16 @@
 """What a worker takes on: retries, events and pages of a fill, each with its share of a batch."""
 
+import logging
 from collections.abc import Callable
 
 from django.db import DatabaseError, OperationalError
 
+from embedsync.database import TOO_LONG, sqlstate
 from embedsync.declaration import EmbeddingModel
 from embedsync.queue import Claim, Queue
 from embedsync.service import Service
+
+logger = logging.getLogger("embedsync")
 
 GiveUp = Callable[[type[EmbeddingModel], Exception], None]
 
@@ -68,8 +72,11 @@ class Intake:
         sidecar = self.services[key].sidecar
         try:
             page, filling = self.queue.fill(sidecar, asked)
-        except OperationalError:
-            raise
+        except OperationalError as error:
+            if sqlstate(error) not in TOO_LONG:
+                raise
+            logger.warning("%s: a page of its fill took too long: %s", key, error)
+            return 0
         except DatabaseError as error:
             self.give_up(sidecar, error)
             return 0
@@ -87,8 +94,11 @@ class Intake:
             sidecar = self.services[key].sidecar
             try:
                 moved += self.queue.expand(sidecar, hop)
-            except OperationalError:
-                raise
+            except OperationalError as error:
+                if sqlstate(error) not in TOO_LONG:
+                    raise
+                logger.warning("%s: related rows took too long to find: %s", key, error)
+                self.queue.hurry()
             except DatabaseError as error:
                 self.give_up(sidecar, error)
         return moved

@@ -64,6 +64,7 @@ class Queue:
     worker: str
     low: int = 0
     _next_full_look: float = 0.0
+    _share: int = 1  # of the related rows that are looked for at a time
 
     def transaction(self) -> AbstractContextManager[Any]:
         return worker_transaction(self.using)
@@ -187,7 +188,8 @@ class Queue:
             return self._compare_instead(key_of(sidecar), hop)
         key, names = key_of(sidecar), names_of(sidecar, self.using)
         sql = names.fill("expand", claimed=statement("claim"), related=related)
-        parameters = {"key": key, "hop": hop, "events": HOPS_AT_ONCE, "limit": ROWS_OF_A_HOP}
+        events, limit = max(1, HOPS_AT_ONCE // self._share), max(1, ROWS_OF_A_HOP // self._share)
+        parameters = {"key": key, "hop": hop, "events": events, "limit": limit}
         try:
             with self.transaction() as cursor:
                 # Leased to nobody: they are due, for this worker and others.
@@ -197,6 +199,10 @@ class Queue:
             # Keys of another type than the column has now.
             return self._compare_instead(key, hop)
         return int(events) + int(rows)
+
+    def hurry(self) -> None:
+        """Look for fewer related rows at a time: a timeout of this role has ended a search."""
+        self._share *= 4
 
     def _compare_instead(self, key: str, hop: str) -> int:
         """Where events of a hop can no longer be understood: what they meant is found anyhow."""

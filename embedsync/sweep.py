@@ -140,14 +140,19 @@ def sweep(
 
     ``repair`` enqueues the rows that differ; ``purge`` removes the vectors where the source's table
     is gone; ``restart`` begins at the first row; ``progress`` is called with numbers of rows.
-    Raises ``OperationalError`` and ``InterfaceError`` where the database fails; the next run goes
-    on after the last page.
+    Raises ``OperationalError`` and ``InterfaceError`` where the database does not answer any more;
+    the next run goes on after the last page.
     """
     run = Run(sidecar, using, repair=repair, size=page, pace=pace or Pace(), progress=progress)
     try:
         return run.run(restart)
-    except (OperationalError, InterfaceError):
+    except InterfaceError:
         raise
+    except OperationalError as error:
+        # A timeout of this role, say: no reason to leave out all other sidecars, too.
+        if not connections[using].is_usable():
+            raise
+        return replace(run.swept, error=told(error))
     except (ImproperlyConfigured, state.SupersededError) as error:
         return replace(run.swept, error=str(error))
     except DatabaseError as error:

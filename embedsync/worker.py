@@ -20,7 +20,7 @@ from django.db import (
 from embedsync import state
 from embedsync.breaker import Breaker, jitter
 from embedsync.conf import settings
-from embedsync.database import sqlstate, told, worker_transaction
+from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate, told, worker_transaction
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
@@ -38,10 +38,9 @@ from embedsync.text import digest, read
 logger = logging.getLogger("embedsync")
 
 HOUSEKEEPING_SECONDS = 2.0
-BROKEN_SECONDS = 30.0  # between two looks whether a table or column has come back
+BROKEN_SECONDS = 5.0  # between two looks whether a table or column has come back
 LONGEST_RECONNECT_SECONDS = 5.0
 DRAIN_FAILURES = 5
-QUERY_CANCELED = "57014"  # by statement_timeout, or by somebody
 
 
 class Worker:
@@ -78,6 +77,8 @@ class Worker:
         self._housekeeping_at = 0.0
         self._broken: dict[str, type[EmbeddingModel]] = {}  # of the errors, those of the database
         self._mended_at = 0.0
+        self._has_served = False
+        self._uncounted: list[str] = []  # of the claim in hand: rows whose attempt is refunded
         self._idle = False
         self._deadline = math.inf
         self._filled_in_drain: set[str] = set()
@@ -114,11 +115,12 @@ class Worker:
         while not self._is_over():
             try:
                 self.start()
-                if not self.services:
+                if not self.services and (drain or not self._broken or not self._has_served):
                     return
                 busy = self.round()
                 if drain and not busy:
                     if looked_everywhere and not self._index_was_awaited():
+                        self._tell_troubles()
                         return
                     self._look_everywhere()
                 if failures:
@@ -177,7 +179,10 @@ class Worker:
         finally:
             # Nothing, unless an error came between; then nobody else's rows pay for it.
             for claim in claims:
-                self._release(claim, claim.pks)
+                self._release(claim, [pk for pk in claim.pks if pk not in self._uncounted])
+                if self._uncounted:
+                    self._release(claim, sorted(self._uncounted), refund=False)
+                    self._uncounted = []
         self._idle = moved == 0
         return moved > 0
 
@@ -191,14 +196,15 @@ class Worker:
         again = [pk for pk in claim.pks if claim.attempts[pk] > 1]
         first = [pk for pk in claim.pks if claim.attempts[pk] == 1]
         self.queue.count(claim, again, -1)
+        self._uncounted = again
         if first:
             self._settle(service, claim, first)
         while again and not self._is_left(service, claim):
-            pk = again.pop(0)
-            self.queue.count(claim, [pk], 1)
-            self._settle(service, claim, [pk])
+            self.queue.count(claim, [again[0]], 1)
+            self._settle(service, claim, [again.pop(0)])
         if again:
-            self._release(claim, again, refund=False)  # they have it already
+            self._release(claim, again, refund=False)
+        self._uncounted = []
 
     def _is_left(self, service: Service, claim: Claim) -> bool:
         """Whether rows of a claim are to be handed back instead of being embedded."""
@@ -219,6 +225,7 @@ class Worker:
             found = service.embed(
                 {pk: texts[pk] for pk in wanted},
                 stopped=lambda: self._is_left(service, claim),
+                suspect=len(pks) == 1 and claim.attempts[pks[0]] > 1,
             )
             done = self.queue.complete(
                 service.sidecar,
@@ -232,10 +239,10 @@ class Worker:
         except InterfaceError:
             raise
         except OperationalError as error:
-            if sqlstate(error) != QUERY_CANCELED:
+            if sqlstate(error) not in TOO_LONG:
                 raise
             logger.warning("%s: %d rows took too long: %s", claim.key, len(pks), summary(error))
-            if len(pks) > 1:
+            if len(pks) > 1 and sqlstate(error) == QUERY_CANCELED:
                 self._settle_halves(service, claim, pks)
             else:
                 self._hand_back(claim, pks, error, refund=True)
@@ -244,8 +251,8 @@ class Worker:
             self._release(claim, pks)
         except ProgrammingError as error:
             # A schema that is changing, most likely: the rows are owed, and not to blame.
-            logger.error("%s: %s", claim.key, summary(error))
-            self._hand_back(claim, pks, error, refund=True)
+            self._give_up(service.sidecar, error)
+            self._release(claim, pks, error)
         except Exception as error:
             # A row that cannot be read or written: which one?
             if len(pks) > 1:
@@ -311,6 +318,7 @@ class Worker:
         self.services.pop(key, None)
         if isinstance(error, DatabaseError):
             self._broken[key] = sidecar  # a migration may mend it
+            self._mended_at = time.monotonic() + BROKEN_SECONDS
         self.errors[key] = str(error)
         if isinstance(error, ProgrammingError):
             self.errors[key] = told(error)
@@ -321,6 +329,7 @@ class Worker:
             state.adopt(cursor, service.sidecar, service.embedder.fingerprint)
         key = key_of(service.sidecar)
         self.services[key] = service
+        self._has_served = True
         if self._broken.pop(key, None):
             logger.info("%s is served again", key)
             del self.errors[key]
@@ -364,6 +373,12 @@ class Worker:
         self.indexes.wait(settings.poll_interval)
         return True
 
+    def _tell_troubles(self) -> None:
+        """At the end of a drain: what waits for a provider is not drained."""
+        for key, service in self.services.items():
+            if service.breaker.trouble is not None:
+                self.errors[key] = f"its provider is in trouble: {service.breaker.trouble}"
+
     def _wait(self, seconds: float) -> None:
         """Sleep, in slices, because a signal does not end a sleep."""
         end = time.monotonic() + seconds
@@ -373,4 +388,6 @@ class Worker:
 
 def summary(error: Exception) -> str:
     """An error in one line for log and ledger."""
-    return f"{type(error).__name__}: {error}"[:500]
+    said = f"{type(error).__name__}: {error}"[:500]
+    # What PostgreSQL does not take, an error may well say.
+    return said.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -1,6 +1,7 @@
 """A provider of embeddings over HTTP that does what it is told, and its embedder."""
 
 import json
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -27,6 +28,12 @@ class HttpEmbedder(HashingEmbedder):
         except urllib.error.HTTPError as error:
             error.close()
             raise
+
+
+class NeedsAKey(HashingEmbedder):
+    def __init__(self, **more):
+        super().__init__(**more)
+        self.key = os.environ["SECRET_KEY_OF_A_PROVIDER"]
 
 
 class Provider:

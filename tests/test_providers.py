@@ -1,12 +1,17 @@
 """Faults 16 to 23: a provider in trouble costs no row an attempt, and holds up no other's rows."""
 
+import errno
+import http.client
 import socket
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from django.core.management import CommandError, call_command
+from django.utils import timezone
 
+from embedsync import tasks
 from embedsync.breaker import Breaker
 from embedsync.embedders import RefusedError, UnavailableError
 from embedsync.embedders.trouble import seconds_of, trouble_of
@@ -169,6 +174,58 @@ def test_one_bad_text_is_found_and_the_others_are_embedded(worker, provider, set
     assert owed.source_pk == str(Book.objects.get(title__contains="unspeakable").pk)
 
 
+@pytest.mark.parametrize("status", [500, 504, 403])
+def test_a_text_that_makes_its_provider_fail_is_found(worker, provider, clock, settings, status):
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 3
+
+    def answer(texts):
+        if any("poison" in text for text in texts):
+            return status, {}, {}
+        return provider.works(texts)
+
+    provider.answer = answer
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(40)])
+    Book.objects.create(title="poison")
+    for n in range(40):
+        work(worker)
+        clock.now += 31.0
+        Ledger.objects.filter(run_at__isnull=False).update(run_at=timezone.now())
+        Book.objects.create(title=f"Meanwhile {n}")
+    work(worker)
+    assert BookEmbedding.objects.count() == Book.objects.count() - 1
+    owed = Ledger.objects.get()
+    assert (owed.run_at, owed.attempts) == (None, 3)
+
+
+def test_a_bad_message_of_a_provider_is_kept_as_it_can_be(worker, provider):
+    def answer(texts):
+        raise RuntimeError("half \0 of a \ud800 message")
+
+    worker.services[KEY].embedder.embed_documents = answer
+    Book.objects.create(title="A")
+    Parcel.objects.create(label="of another provider")
+    work(worker)
+    assert stored_vectors(ParcelEmbedding) == expected_vectors(ParcelEmbedding)
+    assert Ledger.objects.get().last_error == "RuntimeError: half \\0 of a \\ud800 message"
+
+
+def test_a_drain_that_a_provider_ends_says_so(worker, provider):
+    Book.objects.create(title="A")
+    provider.fails(429, Retry_After="60")
+    with pytest.raises(CommandError, match="its provider is in trouble: HTTPError: HTTP Error 429"):
+        call_command("embed_worker", "--drain", verbosity=0)
+    assert "429" in tasks.process_pending()["errors"][KEY]
+
+
+def test_an_embedder_that_cannot_be_made_holds_up_nobody_else(drain, settings):
+    entry = {"BACKEND": "tests.provider.NeedsAKey", "DIMENSIONS": 64}
+    settings.EMBEDSYNC_EMBEDDERS = {**settings.EMBEDSYNC_EMBEDDERS, "scripted": entry}
+    Parcel.objects.create(label="of another provider")
+    worker = drain()
+    assert "KeyError: 'SECRET_KEY_OF_A_PROVIDER'" in worker.errors[KEY]
+    assert stored_vectors(ParcelEmbedding) == expected_vectors(ParcelEmbedding)
+
+
 def test_trouble_while_the_bad_text_is_sought_leaves_the_rest(worker, provider, clock):
     def answer(texts):
         if len(texts) < 64:
@@ -268,6 +325,11 @@ def test_trouble_is_known_behind_other_exceptions():
     assert isinstance(raised(ConnectionResetError(), RuntimeError("the SDK's")), UnavailableError)
     assert raised(RuntimeError("busy"), response=Response()).retry_after == 7.0
     assert isinstance(raised(RuntimeError("key"), status_code=401), RefusedError)
+    for cut in (OSError(errno.ENETUNREACH, "no route"), http.client.IncompleteRead(b"")):
+        assert isinstance(raised(cut, RuntimeError("the SDK's")), UnavailableError)
+    protocol = type("RemoteProtocolError", (type("TransportError", (Exception,), {}),), {})
+    assert isinstance(raised(protocol("disconnected")), UnavailableError)
+    assert raised(OSError(errno.ENOENT, "no such file")) is None
     own = UnavailableError("mine", retry_after=3.0)
     assert raised(own, RuntimeError("around it")) is own
     # What a library did not find out by itself is not guessed from a process's exit code.

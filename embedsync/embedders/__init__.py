@@ -56,6 +56,12 @@ def get_embedder(alias: str = "default") -> Embedder:
                 raise ImproperlyConfigured(
                     f"EMBEDSYNC_EMBEDDERS[{alias!r}]: {error}. See the backend's OPTIONS."
                 ) from error
+            except ImproperlyConfigured:
+                raise
+            except Exception as error:
+                raise ImproperlyConfigured(
+                    f"EMBEDSYNC_EMBEDDERS[{alias!r}]: {type(error).__name__}: {error}"
+                ) from error
         return _instances[alias]
 
 

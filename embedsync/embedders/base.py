@@ -25,11 +25,13 @@ class UnavailableError(EmbedderError):
     """The provider cannot be reached, fails, or asks to wait: ``retry_after`` seconds at least.
 
     No text is to blame, so none pays with an attempt: they wait until it answers again.
+    ``is_busy`` says that the provider has too much to do, which no text can be the cause of.
     """
 
-    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+    def __init__(self, message: str, *, retry_after: float = 0.0, is_busy: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.is_busy = is_busy or retry_after > 0
 
 
 class RefusedError(UnavailableError):

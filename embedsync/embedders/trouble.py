@@ -1,5 +1,7 @@
 """Whose fault a failed call of an embedder is: the provider's, the settings', or a text's."""
 
+import errno
+import http.client
 import socket
 import ssl
 from collections.abc import Iterator
@@ -12,7 +14,16 @@ from embedsync.embedders.base import RefusedError, UnavailableError
 # RFC 9110, and 425 and 429 of RFC 8470 and 6585. All from 500 on mean "later", too.
 LATER = {408, 425, 429}
 REFUSED = {401, 402, 403, 404, 405, 407, 410}
-NO_CONNECTION = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
+NO_CONNECTION = (
+    ConnectionError,
+    TimeoutError,
+    socket.gaierror,
+    ssl.SSLError,
+    http.client.HTTPException,  # an answer that was cut off
+)
+NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
+# Of httpx, httpcore and requests, whose own errors may have no cause.
+NO_CONNECTION_NAMES = {"TransportError", "NetworkError", "ProtocolError", "ConnectionError"}
 LONGEST_RETRY_AFTER = 86_400.0  # seconds; a provider that asks for more is asked again anyhow
 
 
@@ -32,12 +43,21 @@ def trouble_of(error: Exception) -> UnavailableError | None:
             return RefusedError(said)
         if status in LATER or (status or 0) >= 500:
             headers = getattr(cause, "headers", None) or getattr(response, "headers", None) or {}
-            return UnavailableError(said, retry_after=seconds_of(headers.get("Retry-After")))
+            wait = seconds_of(headers.get("Retry-After"))
+            return UnavailableError(said, retry_after=wait, is_busy=status == 429)
         if status:
             return None
-        if isinstance(cause, NO_CONNECTION):
+        if is_no_connection(cause):
             return UnavailableError(said)
     return None
+
+
+def is_no_connection(error: BaseException) -> bool:
+    return (
+        isinstance(error, NO_CONNECTION)
+        or (isinstance(error, OSError) and error.errno in NO_ROUTE)
+        or any(kind.__name__ in NO_CONNECTION_NAMES for kind in type(error).__mro__)
+    )
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

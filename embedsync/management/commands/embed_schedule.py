@@ -12,6 +12,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, ProgrammingError, connections, router, transaction
 from django.utils import timezone
 
+from embedsync.management.arguments import seconds
+
 DAILY, MINUTES = "D", "I"
 LONGEST_SECONDS = 3600.0
 SHARE = 0.8  # of the time after which a cluster takes a task for lost
@@ -44,7 +46,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--max-seconds",
-            type=float,
+            type=seconds,
             metavar="S",
             help="how long a sweep may take; the next one goes on there (default: what the"
             f" cluster's retry and timeout allow, at most {LONGEST_SECONDS:.0f})",

@@ -1,7 +1,6 @@
 """``manage.py embed_worker``: embed what has changed, until told to stop."""
 
 import logging
-import math
 import os
 import signal
 from argparse import ArgumentParser
@@ -11,6 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, OperationalError, connections
 
+from embedsync.management.arguments import seconds, whole_number
 from embedsync.progress import drain_progress
 from embedsync.status import chosen
 from embedsync.worker import Worker
@@ -18,20 +18,6 @@ from embedsync.worker import Worker
 logger = logging.getLogger("embedsync")
 
 EXIT_AT_ONCE = 130  # what a shell reports for a program ended by Ctrl-C
-
-
-def seconds(text: str) -> float:
-    """A number of seconds above zero."""
-    if not 0 < (value := float(text)) < math.inf:
-        raise ValueError
-    return value
-
-
-def whole_number(text: str) -> int:
-    """A whole number above zero."""
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
 
 
 class Command(BaseCommand):
