@@ -14,10 +14,9 @@ from django.urls import path
 from django.utils.connection import ConnectionDoesNotExist
 
 import embedsync
-from embedsync.models import Inbox, SidecarState
-from tests.books import KEY, BookEmbedding, execute
+from embedsync.models import Inbox
+from tests.books import KEY, execute
 from tests.library.models import Book
-from tests.sync import assert_in_step
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -99,17 +98,6 @@ def test_other_connections_are_captured_as_ever(around):
         )
         Book.objects.create(pk=8, title="Ours")
     assert events() == ["7"]
-
-
-def test_rows_loaded_in_a_pause_are_found_by_a_comparison(drain):
-    drain()
-    with embedsync.paused():
-        Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(10)])
-    drain()
-    assert not BookEmbedding.objects.exists()
-    SidecarState.objects.update(backfilled_at=None, backfill_after=None)
-    drain()
-    assert_in_step(BookEmbedding)
 
 
 @around

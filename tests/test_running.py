@@ -2,6 +2,7 @@
 
 import time
 
+import psycopg
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
@@ -9,15 +10,17 @@ from django.test.utils import CaptureQueriesContext
 
 from embedsync import tasks
 from embedsync.declaration import sidecars
-from embedsync.models import Inbox, Ledger
+from embedsync.models import Inbox, Ledger, SidecarState
 from embedsync.worker import Worker
 from tests.books import KEY, BookEmbedding, execute, make_due
+from tests.cinema.models import Film, Genre
 from tests.library.models import Book, Letter, Parcel
 from tests.sync import assert_in_step, stored_vectors
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 ParcelEmbedding = Parcel.embedding.model
+FILM_KEY = "cinema.filmembedding"
 
 
 def test_a_worker_may_serve_some_and_hold_up_no_others(drain, transactional_db):
@@ -150,6 +153,42 @@ def test_what_takes_too_long_to_write_is_written_in_halves(drain, slow_writes, c
     execute("RESET statement_timeout")
     assert_in_step(BookEmbedding)
     assert "64 rows took too long" in caplog.text
+
+
+@pytest.fixture
+def another():
+    """A second session."""
+    with psycopg.connect(**connection.get_connection_params()) as session:
+        yield session
+
+
+@pytest.mark.parametrize("owed", ["a related row", "a row", "a page of a fill"])
+def test_a_locked_table_holds_up_no_other_sidecar(drain, another, owed):
+    """Where the worker's role has a lock_timeout."""
+    genre = Genre.objects.create(name="Drama")
+    film = Film.objects.create(title="One")
+    film.genres.add(genre)
+    drain()
+    another.execute("LOCK cinema_film")
+    if owed == "a related row":
+        Genre.objects.update(name="Farce")
+    elif owed == "a row":
+        Inbox.objects.create(sidecar=FILM_KEY, kind="row", source_pk=str(film.pk))
+    else:
+        SidecarState.objects.filter(key=FILM_KEY).update(backfilled_at=None)
+    Parcel.objects.create(label="one")
+    worker = Worker()
+    execute("SET lock_timeout = '100ms'")
+    worker.start()
+    for _ in range(5):
+        worker.round()
+    assert len(stored_vectors(ParcelEmbedding)) == 1
+    assert worker.errors == {}
+    another.rollback()
+    execute("RESET lock_timeout")
+    make_due()
+    drain()
+    assert_in_step(ParcelEmbedding, Film.embedding.model)
 
 
 def park(*titles):

@@ -4,8 +4,10 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from django.core.management import call_command
 from django.db import transaction
 
+import embedsync
 from embedsync import queue
 from embedsync import sweep as module
 from embedsync.declaration import source_of
@@ -338,3 +340,17 @@ def test_a_sweep_inside_a_test_case(db):
     Book.objects.create(id=1, title="A")
     found = swept(repair=True)
     assert (found.compared, counts(found)) == (1, {"waiting": 1})
+
+
+def test_what_was_loaded_in_a_pause_is_put_right(drain):
+    drain()
+    Book.objects.create(title="Before")
+    drain()
+    with embedsync.paused():
+        Book.objects.update(title="Changed")
+        Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(10)])
+    drain()
+    assert BookEmbedding.objects.count() == 1
+    call_command("embed_sweep", "library.Book", repair=True, verbosity=0)
+    drain()
+    assert_in_step(BookEmbedding)

@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connection, transaction
 
 from embedsync import sweep as module
 from embedsync import tasks
+from embedsync.declaration import sidecars
 from embedsync.models import Inbox, SidecarState
 from embedsync.sweep import Pace, Run, sweep, sweep_all
 from tests.books import KEY, BookEmbedding, execute
@@ -206,7 +207,7 @@ def test_short_runs_come_to_all_sidecars(drifted):
 def test_a_task_repairs_and_goes_on_next_time(drifted, drain):
     first = tasks.sweep(max_seconds=0)
     assert (first["finished"], first["sidecars"]) == (False, [])
-    assert len(first["not_begun"]) == len(SIDECARS) + 1  # the films'
+    assert len(first["not_begun"]) == len(sidecars())
     found = tasks.sweep(rate=0)
     assert (found["ok"], found["finished"], found["drift"]) == (True, True, 7)
     assert found["enqueued"] == len(events()) == 7
@@ -337,10 +338,22 @@ def test_rows_that_the_role_may_not_see_are_not_taken_for_deleted(drifted):
 
 def test_a_database_that_fails_is_not_the_sidecars_fault(drifted):
     stopped_after(1)
+    with pytest.raises(OperationalError):
+        swept(page=1, progress=lambda rows: execute("SELECT pg_terminate_backend(%s)", [pid()]))
+    connection.close()
+    assert swept().resumed >= 2
+
+
+def test_a_timeout_of_the_role_ends_one_sweep_and_no_other(drifted):
+    stopped_after(1)
     execute("SET statement_timeout = 1")
     try:
-        with pytest.raises(OperationalError):
-            swept(page=1, progress=lambda rows: execute("SELECT pg_sleep(1)"))
+        found = sweep(BookEmbedding, page=1, progress=lambda rows: execute("SELECT pg_sleep(1)"))
     finally:
         execute("RESET statement_timeout")
+    assert "statement timeout" in found.error
     assert swept().resumed >= 2
+
+
+def pid():
+    return connection.connection.info.backend_pid
