@@ -1,0 +1,88 @@
+"""One project with two databases: each has its own queue, its own workers and its own triggers."""
+
+import json
+
+import pytest
+
+from tests.migration_project import Project, vectors_of
+from tests.shop import movie
+
+MODELS = movie('embedding = Embedding("title")') + movie('embedding = Embedding("title")', "Film")
+SETTINGS = """
+DATABASES["other"] = {other!r}
+
+class Router:
+    def db_for_read(self, model, **hints):
+        return "other" if model._meta.model_name.startswith("film") else "default"
+
+    db_for_write = db_for_read
+
+    def allow_migrate(self, db, app_label, model_name=None, **hints):
+        if app_label == "shop" and model_name:
+            return (db == "other") == model_name.startswith("film")
+
+DATABASE_ROUTERS = ["settings.Router"]
+"""
+TITLES = ("first", "second", "third")
+
+
+@pytest.fixture
+def other(project, tmp_path):
+    other = Project(tmp_path / "other", project.server)
+    yield other
+    other.remove()
+
+
+@pytest.fixture
+def code(project, other):
+    code = project.code(MODELS, more=SETTINGS.format(other=other.database()))
+    code.run("makemigrations")
+    code.run("migrate")
+    code.run("migrate", "--database", "other")
+    code.is_clean()
+    return code
+
+
+def insert(place, table):
+    for title in TITLES:
+        place.sql(f"INSERT INTO {table} (title, plot, year) VALUES (%s, '-', 2000)", title)
+
+
+def is_in_step(place, table):
+    texts = dict(place.sql(f"SELECT id, title FROM {table}"))
+    return place.vectors(f"{table}embedding") == vectors_of(texts)
+
+
+def test_each_database_is_served_for_itself(project, other, code):
+    assert project.triggers() == [("shop_movie", "shop.movieembedding", 4)]
+    assert other.triggers() == [("shop_film", "shop.filmembedding", 4)]
+    insert(project, "shop_movie")
+    insert(other, "shop_film")
+    code.run("embed_worker", "--drain", "--database", "other")
+    assert is_in_step(other, "shop_film")
+    assert len(project.events("shop.movieembedding")) == len(TITLES)
+    code.run("embed_worker", "--drain")
+    assert is_in_step(project, "shop_movie")
+
+    other.sql("SET embedsync.capture = off")
+    other.sql("UPDATE shop_film SET title = 'changed' WHERE title = 'second'")
+    code.run("embed_sweep")
+    output = code.fail("embed_sweep", "--database", "other")
+    assert "1 stale" in output
+    code.run("embed_sweep", "--database", "other", "--repair")
+    code.run("embed_worker", "--drain", "--database", "other")
+    assert is_in_step(other, "shop_film")
+
+
+def test_each_database_tells_of_itself(project, other, code):
+    insert(other, "shop_film")
+
+    def status(*arguments):
+        output = code.run("embed_status", "--json", *arguments)
+        return json.loads(output[output.index("{") :])
+
+    [here], [there] = (found["sidecars"] for found in (status(), status("--database", "other")))
+    assert (here["sidecar"], here["waiting"]) == ("shop.movieembedding", 0)
+    assert (there["sidecar"], there["waiting"]) == ("shop.filmembedding", len(TITLES))
+    assert "shop.filmembedding" in code.run("embed_status", "--triggers", "--database", "other")
+    assert "has no embedding in database 'default'" in code.fail("embed_status", "shop.Film")
