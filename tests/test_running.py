@@ -114,6 +114,22 @@ def test_an_idle_worker_sees_what_was_committed_late(drain):
     assert_in_step(BookEmbedding)
 
 
+@pytest.mark.parametrize(("took", "wait"), [(0.001, 0.05), (0.02, 1.0), (60.0, 2.0)])
+def test_the_whole_inbox_is_looked_at_now_and_then(transactional_db, monkeypatch, took, wait):
+    """A fiftieth of the time, and every two seconds at least."""
+    now = 1000.0
+    monkeypatch.setattr("embedsync.queue.time.monotonic", lambda: now)
+    queue = Worker().queue
+    assert queue._look()[:2] == (True, 0)
+    queue.low = 5
+    now += took
+    queue._looked(1000.0)
+    now = 1000.0 + wait - 0.001
+    assert queue._look()[:2] == (False, 5)
+    now = 1000.0 + wait + 0.001
+    assert queue._look()[:2] == (True, 0)
+
+
 def test_a_scheduler_can_do_a_workers_work(drain):
     drain()
     Book.objects.bulk_create([Book(title="good"), Book(title="FAIL")])
