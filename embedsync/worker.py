@@ -77,7 +77,6 @@ class Worker:
         self._housekeeping_at = 0.0
         self._broken: dict[str, type[EmbeddingModel]] = {}  # of the errors, those of the database
         self._mended_at = 0.0
-        self._has_served = False
         self._uncounted: list[str] = []  # of the claim in hand: rows whose attempt is refunded
         self._idle = False
         self._deadline = math.inf
@@ -115,7 +114,7 @@ class Worker:
         while not self._is_over():
             try:
                 self.start()
-                if not self.services and (drain or not self._broken or not self._has_served):
+                if not self.services:
                     return
                 busy = self.round()
                 if drain and not busy:
@@ -329,7 +328,6 @@ class Worker:
             state.adopt(cursor, service.sidecar, service.embedder.fingerprint)
         key = key_of(service.sidecar)
         self.services[key] = service
-        self._has_served = True
         if self._broken.pop(key, None):
             logger.info("%s is served again", key)
             del self.errors[key]
