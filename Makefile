@@ -18,8 +18,8 @@ demo: .venv/ready
 
 # The second run is on the oldest PostgreSQL; which one serves makes no difference to the others.
 test: .venv/ready lint
-	$(PY) -m pytest --cov --cov-report=term
-	[ -n "$$DATABASE_URL" ] || EMBEDDED_POSTGRES_VERSION=16 $(PY) -m pytest --quiet \
+	$(PY) -m pytest --cov --cov-report=term --maxfail 20
+	[ -n "$$DATABASE_URL" ] || EMBEDDED_POSTGRES_VERSION=16 $(PY) -m pytest --quiet --maxfail 20 \
 		--ignore tests/test_browser.py --ignore tests/test_real_model.py
 
 lint: .venv/ready

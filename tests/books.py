@@ -1,5 +1,7 @@
 """What the tests that work with books share."""
 
+from contextlib import contextmanager
+
 from django.db import connection
 from django.utils import timezone
 
@@ -14,6 +16,22 @@ def execute(sql, params=None):
     """Run raw SQL, as an application might."""
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
+
+
+@contextmanager
+def renamed(table, name="elsewhere", column=None):
+    """A table, or a column of it, under another name: gone, for all who ask for it."""
+    if column is None:
+        there, back = f"{table} RENAME TO {name}", f"{name} RENAME TO {table}"
+    else:
+        there, back = (
+            f"{table} RENAME {old} TO {new}" for old, new in ((column, name), (name, column))
+        )
+    execute(f"ALTER TABLE {there}")
+    try:
+        yield
+    finally:
+        execute(f"ALTER TABLE {back}")
 
 
 def attach(name, table, key, event="TRUNCATE"):

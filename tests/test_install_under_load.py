@@ -143,8 +143,10 @@ def test_a_declaration_goes_while_others_write_and_a_worker_works(project, load)
             return False
         return True
 
-    until(migrated)
-    status, output = worker.wait()
+    try:
+        until(migrated)
+        status, output = worker.wait()
+    finally:
+        worker.kill()
     assert (status, "is not served" in output, "Traceback" in output) == (1, True, False)
-    worker.kill()
     assert project.triggers() == project.known() == []

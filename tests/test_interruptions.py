@@ -16,7 +16,7 @@ from embedsync.declaration import Declaration, sidecars
 from embedsync.models import EmbeddedModel, Embedding, Inbox, Ledger, SidecarState
 from embedsync.worker import Worker
 from example_project.postgres import PROJECT
-from tests.books import KEY, BookEmbedding, attach, execute
+from tests.books import KEY, BookEmbedding, attach, execute, renamed
 from tests.library.models import Book, Parcel
 from tests.sync import assert_in_step, stored_vectors
 from tests.workers import until
@@ -47,9 +47,8 @@ def insert(where, title):
 def test_a_change_that_was_not_captured_and_commits_late_is_found(drain, application):
     """The mark can be seen before the transaction that left it has committed."""
     drain()
-    execute("ALTER TABLE embedsync_inbox RENAME TO elsewhere")
-    insert(application, "late")
-    execute("ALTER TABLE elsewhere RENAME TO embedsync_inbox")
+    with renamed("embedsync_inbox"):
+        insert(application, "late")
     drain()
     assert BookEmbedding.objects.count() == 0
     application.commit()
@@ -87,11 +86,10 @@ def test_a_truncated_table_that_is_loaded_again_keeps_its_new_vectors(drain):
 
 def test_one_broken_sidecar_leaves_the_others_rows_alone(drain, caplog):
     drain()
-    execute("ALTER TABLE library_memo RENAME TO elsewhere")
-    SidecarState.objects.filter(key="library.memoembedding").update(backfilled_at=None)
-    Parcel.objects.create(label="healthy")
-    worker = drain()
-    execute("ALTER TABLE elsewhere RENAME TO library_memo")
+    with renamed("library_memo"):
+        SidecarState.objects.filter(key="library.memoembedding").update(backfilled_at=None)
+        Parcel.objects.create(label="healthy")
+        worker = drain()
     assert "library.memoembedding" in worker.errors
     assert Parcel.embedding.model.objects.count() == 1
     assert_in_step(Parcel.embedding.model)
@@ -160,10 +158,9 @@ def test_a_failed_vector_write_is_the_databases_error(drain):
     Book.objects.create(title="A")
     worker = Worker()
     worker.start()
-    execute("ALTER TABLE library_bookembedding RENAME COLUMN vector TO elsewhere")
-    worker.run(drain=True)
+    with renamed("library_bookembedding", column="vector"):
+        worker.run(drain=True)
     assert "vector" in Ledger.objects.get().last_error
-    execute("ALTER TABLE library_bookembedding RENAME COLUMN elsewhere TO vector")
     Ledger.objects.update(run_at="2000-01-01T00:00Z")
     drain()
     assert_in_step(BookEmbedding)
@@ -173,11 +170,13 @@ def test_a_column_that_is_not_as_declared_blames_no_row(drain):
     Book.objects.create(title="A")
     execute("DROP INDEX library_bookembedding_hnsw")
     execute("ALTER TABLE library_bookembedding ALTER COLUMN vector TYPE halfvec(3)")
-    worker = drain()
+    try:
+        worker = drain()
+    finally:
+        execute("ALTER TABLE library_bookembedding ALTER COLUMN vector TYPE halfvec(64)")
+        with connection.schema_editor() as editor:
+            editor.add_index(BookEmbedding, BookEmbedding._meta.indexes[0])
     assert "run makemigrations and migrate" in worker.errors[KEY]
-    execute("ALTER TABLE library_bookembedding ALTER COLUMN vector TYPE halfvec(64)")
-    with connection.schema_editor() as editor:
-        editor.add_index(BookEmbedding, BookEmbedding._meta.indexes[0])
     drain()
     assert_in_step(BookEmbedding)
 

@@ -10,7 +10,7 @@ from embedsync.capture import shortened
 from embedsync.declaration import sidecars
 from embedsync.models import Inbox, SidecarState
 from embedsync.triggers import trigger_states
-from tests.books import execute
+from tests.books import execute, renamed
 from tests.library.models import Letter
 from tests.oddities.models import Flower, Guide, Kind, Lap, Pet, Place, Present, Spot
 from tests.sync import assert_in_step, stored_vectors
@@ -147,13 +147,10 @@ def test_a_source_that_has_lost_a_column_holds_up_nobody_else(kinds, drain):
         sidecar="oddities.presentembedding", kind="hop", hop="kind", source_pk=str(kinds.pk)
     )
     Letter.objects.create(text="Meanwhile")
-    execute("ALTER TABLE given RENAME COLUMN kind_id TO elsewhere")
-    try:
+    with renamed("given", column="kind_id"):
         worker = drain()
         assert "kind_id" in worker.errors["oddities.presentembedding"]
         assert len(stored_vectors(Letter.embedding.model)) == 1
-    finally:
-        execute("ALTER TABLE given RENAME COLUMN elsewhere TO kind_id")
     # The same worker serves it again when it looks the next time.
     Present.objects.update(name="Gloves")
     worker._mended_at = 0.0

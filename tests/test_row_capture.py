@@ -2,14 +2,13 @@
 
 import json
 import random
-from contextlib import contextmanager
 
 import pytest
 from django.db import connection, transaction
 
 from embedsync.capture import LEVELS
 from tests.application import Application, compare_all, settle, uncommitted
-from tests.books import KEY, BookEmbedding, execute
+from tests.books import KEY, BookEmbedding, execute, renamed
 from tests.cinema.models import Film, Genre
 from tests.levels import captured, events
 from tests.library.models import Book, Hall, Seat, Ticket
@@ -41,15 +40,6 @@ def one(sql, params=None):
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         return cursor.fetchone()
-
-
-@contextmanager
-def renamed(table, column, name):
-    execute(f"ALTER TABLE {table} RENAME {column} TO {name}")
-    try:
-        yield
-    finally:
-        execute(f"ALTER TABLE {table} RENAME {name} TO {column}")
 
 
 def subtransactions():
@@ -248,7 +238,7 @@ class TestHarmless:
 
     def test_a_broken_inbox_fails_no_statement(self, drain):
         settle(drain, BookEmbedding)
-        with Application() as application, renamed("embedsync_inbox", "source_pk", "gone"):
+        with Application() as application, renamed("embedsync_inbox", column="source_pk"):
             application.execute("UPDATE library_book SET title = title || '!'")
             application.execute("DELETE FROM library_book WHERE id > 40")
             assert len(application.warnings) == 2
@@ -258,7 +248,7 @@ class TestHarmless:
         settle(drain, BookEmbedding)
         with Application() as application:
             application.execute("UPDATE library_book SET title = title || '!'")
-            with renamed("library_book", "title", "headline"):
+            with renamed("library_book", "headline", "title"):
                 application.execute("UPDATE library_book SET headline = headline || '?'")
             assert len(application.warnings) == 1
         settle(drain, BookEmbedding)

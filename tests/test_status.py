@@ -9,7 +9,7 @@ from django.core.management import CommandError, call_command
 from embedsync import status
 from embedsync.models import SidecarState
 from embedsync.queue import Queue
-from tests.books import KEY, attach, execute, make_due
+from tests.books import KEY, attach, execute, make_due, renamed
 from tests.library.models import Book, Seat
 
 pytestmark = pytest.mark.django_db
@@ -148,11 +148,8 @@ class TestFill:
     def test_it_is_due_again_where_a_trigger_has_failed(self, drain):
         drain()
         assert self.fill() == ("complete", None)
-        execute("ALTER TABLE embedsync_inbox RENAME TO hidden")
-        try:
+        with renamed("embedsync_inbox"):
             Book.objects.create(title="missed")
-        finally:
-            execute("ALTER TABLE hidden RENAME TO embedsync_inbox")
         assert self.fill() == ("due", None)
         drain()
         assert self.fill() == ("complete", None)

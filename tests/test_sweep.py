@@ -15,7 +15,7 @@ from embedsync.models import Ledger, SidecarState
 from embedsync.queue import Queue
 from embedsync.sweep import Pace, sweep
 from embedsync.worker import Worker
-from tests.books import KEY, BookEmbedding, execute, make_due
+from tests.books import KEY, BookEmbedding, execute, make_due, renamed
 from tests.cinema.models import Film, Genre
 from tests.library.models import Book, Parcel
 from tests.sweeping import (
@@ -200,9 +200,8 @@ def test_what_a_truncation_owes_is_no_drift(library, drain):
 
 
 def test_what_a_failed_trigger_owes_is_no_drift(library, drain):
-    execute("ALTER TABLE embedsync_inbox RENAME TO elsewhere")
-    Book.objects.create(id=50, title="not captured")
-    execute("ALTER TABLE elsewhere RENAME TO embedsync_inbox")
+    with renamed("embedsync_inbox"):
+        Book.objects.create(id=50, title="not captured")
     assert counts(swept()) == {"waiting": 1}
     until(lambda: drain() and BookEmbedding.objects.filter(source_id=50).exists())
     assert counts(swept()) == {}

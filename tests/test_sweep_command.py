@@ -18,7 +18,7 @@ from django.db import connection, transaction
 from embedsync.declaration import sidecars
 from embedsync.models import SidecarState
 from example_project.postgres import PROJECT
-from tests.books import KEY, BookEmbedding, execute
+from tests.books import KEY, BookEmbedding, execute, renamed
 from tests.library.models import Book, Ticket
 from tests.sweeping import SIDECARS, behind_the_triggers, events, is_waited_for, write_library
 from tests.sync import assert_in_step
@@ -158,8 +158,7 @@ def test_what_cannot_be_compared_is_said_and_the_others_go_on(drifted):
 
 
 def test_a_source_that_is_gone(library):
-    execute("ALTER TABLE library_memo RENAME TO elsewhere")
-    try:
+    with renamed("library_memo"):
         status, output = run("library.Memo", "--repair")
         assert status == 1
         assert "its source library.Memo is gone; 7 vectors are left" in output
@@ -167,8 +166,6 @@ def test_a_source_that_is_gone(library):
         status, output = run("library.Memo", "--purge")
         assert status == 0
         assert "7 were removed" in output
-    finally:
-        execute("ALTER TABLE elsewhere RENAME TO library_memo")
 
 
 def test_a_key_that_cannot_be_printed_does_no_harm(library):
@@ -213,12 +210,9 @@ def test_a_database_that_fails_is_named_after_the_report(drifted, monkeypatch):
 
 
 def test_tables_that_are_missing_are_named(library):
-    execute("ALTER TABLE embedsync_sidecar RENAME TO elsewhere")
-    try:
-        with pytest.raises(CommandError, match=r'"embedsync_sidecar" does not exist\. Run make'):
-            run()
-    finally:
-        execute("ALTER TABLE elsewhere RENAME TO embedsync_sidecar")
+    match = r'"embedsync_sidecar" does not exist\. Run make'
+    with renamed("embedsync_sidecar"), pytest.raises(CommandError, match=match):
+        run()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

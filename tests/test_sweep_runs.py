@@ -2,7 +2,6 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 from django.db import OperationalError, connection, transaction
@@ -12,7 +11,7 @@ from embedsync import tasks
 from embedsync.declaration import sidecars
 from embedsync.models import Inbox, SidecarState
 from embedsync.sweep import Pace, Run, sweep, sweep_all
-from tests.books import KEY, BookEmbedding, execute
+from tests.books import KEY, BookEmbedding, execute, renamed
 from tests.cinema.models import Film
 from tests.library.models import Book, Memo, Parcel, Seat
 from tests.sweeping import (
@@ -42,16 +41,6 @@ def drifted(drain):
     drain()
     with behind_the_triggers():
         Book.objects.update(title="changed")
-
-
-@contextmanager
-def swapped(table, name):
-    """The table under another name: gone, for all who ask for it."""
-    execute(f'ALTER TABLE "{table}" RENAME TO "{name}"')
-    try:
-        yield
-    finally:
-        execute(f'ALTER TABLE "{name}" RENAME TO "{table}"')
 
 
 def stopped_after(pages, **options):
@@ -227,14 +216,11 @@ def test_a_task_says_what_it_could_not_compare(drifted, caplog):
 
 def test_a_column_that_is_gone_is_named_and_the_others_go_on(drifted):
     MemoEmbedding.objects.all().delete()
-    execute("ALTER TABLE library_memo RENAME COLUMN text TO elsewhere")
-    try:
+    with renamed("library_memo", column="text"):
         found = {
             each.sidecar: each
             for each in sweep_all(SIDECARS, "default", pace=Pace(rate=0), repair=True)
         }
-    finally:
-        execute("ALTER TABLE library_memo RENAME COLUMN elsewhere TO text")
     broken = found.pop("library.MemoEmbedding")
     assert broken.error == (
         "column library_memo.text does not exist. Run makemigrations and migrate."
@@ -245,7 +231,7 @@ def test_a_column_that_is_gone_is_named_and_the_others_go_on(drifted):
 
 
 def test_a_sidecar_without_its_table_is_no_source_that_is_gone(drifted):
-    with swapped("library_memoembedding", "elsewhere"):
+    with renamed("library_memoembedding"):
         found = sweep(MemoEmbedding, purge=True)
     assert found.error == (
         'relation "library_memoembedding" does not exist. Run makemigrations and migrate.'
@@ -256,7 +242,7 @@ def test_a_sidecar_without_its_table_is_no_source_that_is_gone(drifted):
 @pytest.mark.parametrize("source", [Memo, Seat], ids=lambda source: source.__name__)
 def test_vectors_without_a_source_stay_until_they_are_purged(drifted, source):
     sidecar, label = source.embedding.model, source._meta.label
-    with swapped(source._meta.db_table, "elsewhere"):
+    with renamed(source._meta.db_table):
         found = sweep(sidecar, repair=True)
         assert (found.source_is_gone, counts(found), found.ok) == (True, {"orphaned": 7}, False)
         assert str(found).endswith(f"{label} is gone; 7 vectors are left")

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from example_project.postgres import PROJECT
@@ -24,12 +25,17 @@ class WorkerProcess:
     def send(self, number):
         self.process.send_signal(number)
 
-    def says(self, words):
-        """Wait until the worker prints a line with these words."""
-        for line in self.process.stdout:
-            if words in line:
-                return
-        raise AssertionError(f"the worker ended without saying {words!r}")
+    def says(self, words, seconds=60):
+        """Wait until the worker prints a line with these words; killed after ``seconds``."""
+        timer = threading.Timer(seconds, self.process.kill)
+        timer.start()
+        try:
+            for line in self.process.stdout:
+                if words in line:
+                    return
+        finally:
+            timer.cancel()
+        raise AssertionError(f"the worker ended, or was killed, without saying {words!r}")
 
     def wait(self, seconds=60):
         """The exit status and all output."""

@@ -4,7 +4,8 @@ UPDATE embedsync_ledger AS l
 SET token = NULL,
     run_at = clock_timestamp() + CASE WHEN dirty THEN 0 ELSE u.delay END * interval '1 second',
     attempts = CASE WHEN dirty THEN 0 ELSE greatest(attempts - %(refund)s, 0) END,
-    last_error = CASE WHEN dirty THEN '' ELSE %(error)s END,
+    -- What holds up a row that is not to blame holds up another text of it, too.
+    last_error = CASE WHEN dirty AND %(refund)s = 0 THEN '' ELSE %(error)s END,
     dirty = false
 FROM unnest(%(pks)s::text[], %(delays)s::float8[]) AS u(source_pk, delay)
 WHERE l.sidecar = %(key)s AND l.source_pk = u.source_pk AND l.token = %(token)s
