@@ -19,8 +19,11 @@ __all__ = [
     "EmbeddingSource",
     "Inbox",
     "Ledger",
+    "LedgerRow",
     "MigrationDependency",
+    "Minute",
     "SidecarState",
+    "WorkerState",
 ]
 
 
@@ -88,6 +91,69 @@ class Ledger(models.Model):
 
     def __str__(self) -> str:
         return f"{self.sidecar} {self.source_pk}"
+
+
+class LedgerRow(models.Model):
+    """A ``Ledger`` row with a key of one column, which Django's admin wants: a view, for reading."""
+
+    key = models.TextField(primary_key=True)
+    sidecar = models.TextField()
+    source_pk = models.TextField("row")
+    token = models.UUIDField(null=True)
+    dirty = models.BooleanField("changed since")
+    run_at = models.DateTimeField("due", null=True)
+    attempts = models.IntegerField()
+    queued_at = models.DateTimeField("queued")
+    worker = models.TextField()
+    last_error = models.TextField("error")
+
+    class Meta:
+        managed = False
+        db_table = "embedsync_ledger_row"
+
+    def __str__(self) -> str:
+        return f"{self.sidecar} {self.source_pk}"
+
+
+class WorkerState(models.Model):
+    """A worker, as it said of itself at ``seen_at``: what it is doing, and rows settled so far.
+
+    It says so when that changes, and now and then; one that has ended in order is not here any more.
+    """
+
+    name = models.TextField(primary_key=True)
+    started_at = models.DateTimeField(db_default=Now())
+    seen_at = models.DateTimeField(db_default=Now())
+    doing = models.TextField(db_default="")
+    settled = models.BigIntegerField(db_default=0)
+
+    class Meta:
+        db_table = "embedsync_worker"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Minute(models.Model):
+    """What workers did for a sidecar in a minute, and the most rows that waited in it.
+
+    ``embedded`` got a new vector, ``unchanged`` had it already or have no text, ``failed`` are
+    attempts. A minute in which nothing was done is not here; workers keep two days of them.
+    """
+
+    pk = models.CompositePrimaryKey("sidecar", "minute")
+    sidecar = models.TextField()
+    minute = models.DateTimeField()
+    embedded = models.BigIntegerField(db_default=0)
+    unchanged = models.BigIntegerField(db_default=0)
+    failed = models.BigIntegerField(db_default=0)
+    waiting = models.BigIntegerField(db_default=0)
+
+    class Meta:
+        db_table = "embedsync_minute"
+
+    def __str__(self) -> str:
+        return f"{self.sidecar} {self.minute:%Y-%m-%d %H:%M}"
 
 
 class SidecarState(models.Model):

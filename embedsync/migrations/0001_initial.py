@@ -97,6 +97,70 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
+        migrations.CreateModel(
+            name="LedgerRow",
+            fields=[
+                ("key", models.TextField(primary_key=True, serialize=False)),
+                ("sidecar", models.TextField()),
+                ("source_pk", models.TextField(verbose_name="row")),
+                ("token", models.UUIDField(null=True)),
+                ("dirty", models.BooleanField(verbose_name="changed since")),
+                ("run_at", models.DateTimeField(null=True, verbose_name="due")),
+                ("attempts", models.IntegerField()),
+                ("queued_at", models.DateTimeField(verbose_name="queued")),
+                ("worker", models.TextField()),
+                ("last_error", models.TextField(verbose_name="error")),
+            ],
+            options={
+                "db_table": "embedsync_ledger_row",
+                "managed": False,
+            },
+        ),
+        migrations.CreateModel(
+            name="Minute",
+            fields=[
+                (
+                    "pk",
+                    models.CompositePrimaryKey(
+                        "sidecar",
+                        "minute",
+                        blank=True,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("sidecar", models.TextField()),
+                ("minute", models.DateTimeField()),
+                ("embedded", models.BigIntegerField(db_default=0)),
+                ("unchanged", models.BigIntegerField(db_default=0)),
+                ("failed", models.BigIntegerField(db_default=0)),
+                ("waiting", models.BigIntegerField(db_default=0)),
+            ],
+            options={
+                "db_table": "embedsync_minute",
+            },
+        ),
+        migrations.CreateModel(
+            name="WorkerState",
+            fields=[
+                ("name", models.TextField(primary_key=True, serialize=False)),
+                (
+                    "started_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                ),
+                (
+                    "seen_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                ),
+                ("doing", models.TextField(db_default="")),
+                ("settled", models.BigIntegerField(db_default=0)),
+            ],
+            options={
+                "db_table": "embedsync_worker",
+            },
+        ),
         migrations.RunSQL(statement("storage"), migrations.RunSQL.noop),
+        migrations.RunSQL(statement("ledger_row"), "DROP VIEW embedsync_ledger_row"),
         InstallCapture(),
     ]
