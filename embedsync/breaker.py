@@ -1,6 +1,7 @@
 """A breaker: keeps a worker from asking a provider again and again that does not answer."""
 
 import random
+import threading
 import time
 
 from embedsync.conf import settings
@@ -15,6 +16,7 @@ class Breaker:
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.failures = 0
         self.trouble: UnavailableError | None = None  # as long as it has not answered since
         self._probe_at = 0.0
@@ -23,6 +25,10 @@ class Breaker:
     @property
     def is_open(self) -> bool:
         return time.monotonic() < self._probe_at
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self._probe_at - time.monotonic())
 
     def answered(self) -> None:
         self.failures = 0
@@ -34,25 +40,32 @@ class Breaker:
 
         Where the provider has just answered another one; for one text until it answers again.
         """
-        may_blame, self._may_blame = self._may_blame, False
+        with self._lock:
+            may_blame, self._may_blame = self._may_blame, False
         return may_blame and not trouble.is_busy
 
-    def failed(self, trouble: UnavailableError) -> float:
-        """Open it. Returns for how many seconds; for at least as many as the provider asks for.
+    def failed(self, trouble: UnavailableError) -> None:
+        """Open it, for at least as many seconds as the provider asks for.
+
+        Calls that fail at the same time count once.
 
         Full jitter that doubles, so that workers which failed together do not return together, up
         to one probe in each ``EMBEDSYNC_PROBE_INTERVAL``. Who was refused begins with that.
         """
-        self.failures += 1
-        self.trouble = trouble
-        self._may_blame = False
+        with self._lock:
+            self.trouble = trouble
+            self._may_blame = False
+            wait = trouble.retry_after
+            if not self.is_open:
+                self.failures += 1
+                wait = max(wait, self._wait_of(trouble))
+            self._probe_at = max(self._probe_at, time.monotonic() + wait)
+
+    def _wait_of(self, trouble: UnavailableError) -> float:
         interval = settings.probe_interval
         longest = settings.backoff * 2 ** min(self.failures - 1, 30)
         refused = isinstance(trouble, RefusedError)
-        wait = interval if refused or longest >= interval else jitter(longest)
-        wait = max(wait, trouble.retry_after)
-        self._probe_at = time.monotonic() + wait
-        return wait
+        return interval if refused or longest >= interval else jitter(longest)
 
 
 def jitter(longest: float) -> float:

@@ -58,6 +58,16 @@ class Settings:
         return getattr(django_settings, "EMBEDSYNC_BATCH_SIZE", 500)
 
     @property
+    def batch_bytes(self) -> int:
+        """How many bytes of text a worker reads at a time; a single row may have more."""
+        return getattr(django_settings, "EMBEDSYNC_BATCH_BYTES", 16_000_000)
+
+    @property
+    def concurrency(self) -> int:
+        """How many calls of an embedder a worker makes at a time; more than 1 for remote ones."""
+        return getattr(django_settings, "EMBEDSYNC_CONCURRENCY", 1)
+
+    @property
     def lease(self) -> float:
         """Seconds after which the rows of a worker that went silent are taken over by another."""
         return getattr(django_settings, "EMBEDSYNC_LEASE", 60.0)

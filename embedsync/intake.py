@@ -29,21 +29,17 @@ class Intake:
         self.unfilled: set[str] = set()
         self.behind = True
 
-    @property
-    def ready(self) -> list[str]:
-        """The keys of those whose provider may be asked."""
-        return [key for key, service in self.services.items() if not service.breaker.is_open]
-
-    def is_idle(self) -> bool:
+    def is_idle(self, ready: list[str]) -> bool:
         """Whether there is nothing to take, by one look that costs next to nothing."""
-        ready = self.ready
         if self.unfilled.intersection(ready):
             return False
         return not self.queue.peek(list(self.services), ready)
 
-    def take(self, claims: list[Claim], size: int) -> int:
-        """Take ``size`` rows at most into ``claims``. Returns how many events and rows moved."""
-        ready = self.ready
+    def take(self, claims: list[Claim], ready: list[str], size: int) -> int:
+        """Take about ``size`` rows of the sidecars ``ready`` into ``claims``.
+
+        Returns how many events and rows moved.
+        """
 
         def room() -> int:
             return size - sum(len(claim.attempts) for claim in claims)

@@ -8,7 +8,7 @@ overwrite newer work. Locks are taken in key order or skipped, so workers cannot
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -28,6 +28,8 @@ FULL_LOOK_SECONDS = 2.0
 # found again for each page of it.
 HOPS_AT_ONCE = 50
 ROWS_OF_A_HOP = 10_000
+# A fold takes so many times its share of events at most: rows need not go on as they have begun.
+EVENTS_PER_ROW = 8.0
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class Claim:
 
 @dataclass
 class Written:
-    """What one COMPLETE did: vectors written, and rows no longer leased to this worker."""
+    """What one COMPLETE did: keys that got a vector, and how many were no longer leased."""
 
-    written: int = 0
+    written: list[str] = field(default_factory=list)
     lost: int = 0
 
 
@@ -64,17 +66,20 @@ class Queue:
     worker: str
     low: int = 0
     _next_full_look: float = 0.0
+    _events_per_row: float = 1.0  # of late
     _share: int = 1  # of the related rows that are looked for at a time
 
     def transaction(self) -> AbstractContextManager[Any]:
         return worker_transaction(self.using)
 
     def fold(self, served: Sequence[str], limit: int) -> tuple[int, list[Claim]]:
-        """Move at most ``limit`` events into the ledger and lease those of the sidecars ``served``.
+        """Move the oldest events into the ledger and lease the rows of the sidecars ``served``.
 
+        Those of about ``limit`` rows: where rows change again and again, it takes more events.
         Returns the number of events moved and the claims.
         """
         full_look, low, started = self._look()
+        limit = round(limit * self._events_per_row)
         sql = statement("fold").replace("{claimed}", statement("claim"))
         token = uuid4()
         with self.transaction() as cursor:
@@ -82,7 +87,8 @@ class Queue:
                 sql, {"low": low, "limit": limit, **self._lease(token), "served": list(served)}
             )
             rows = cursor.fetchall()
-        picked, last = rows[0][0], rows[0][1]
+        picked, owed, last = rows[0][:3]
+        self._events_per_row = min(picked / owed, EVENTS_PER_ROW) if owed else 1.0
         if last is not None:
             self.low = last
         if full_look:
@@ -235,7 +241,8 @@ class Queue:
         done = Written()
         with self.transaction() as cursor:
             mine = self._lock(cursor, claim, pks)
-            if not state.is_adopted(cursor, claim.key, fingerprint):
+            found = state.fingerprints(cursor, [claim.key])
+            if not state.is_current(claim.key, fingerprint, found.get(claim.key)):
                 mine = set()  # a migration has just reset it: whoever adopts it begins anew
             done.lost = len(pks) - len(mine)
             write = [pk for pk in sorted(vectors) if pk in mine]
@@ -250,7 +257,7 @@ class Queue:
                             "vectors": [vectors[pk][1] for pk in write],
                         },
                     )
-                    done.written = binary.rowcount
+                    done.written = [key for (key,) in binary.fetchall()]
             if remove:
                 cursor.execute(names.fill("remove"), {"pks": remove, "blank": list(blank)})
             if mine:

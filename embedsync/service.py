@@ -73,6 +73,8 @@ class Service:
                 doubted = suspect or (after_trouble and bool(found.vectors))
                 if trouble is not None and not (doubted and self._blames(trouble, asked)):
                     found.trouble = trouble
+                    # At once, before another thread's next call.
+                    self.breaker.failed(trouble)
                 elif len(asked) > 1:
                     calls[:0] = halves(asked)
                 else:

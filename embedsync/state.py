@@ -72,17 +72,21 @@ def assert_dimensions(cursor: Any, sidecar: type[EmbeddingModel], table: str) ->
         )
 
 
-def is_adopted(cursor: Any, key: str, fingerprint: str) -> bool:
+def fingerprints(cursor: Any, keys: Sequence[str]) -> dict[str, str]:
+    """Under which declarations sidecars are served, by key."""
+    cursor.execute("SELECT key, fingerprint FROM embedsync_sidecar WHERE key = ANY(%s)", [keys])
+    return dict(cursor.fetchall())
+
+
+def is_current(key: str, fingerprint: str, found: str | None) -> bool:
     """Whether a sidecar is still served under this declaration; False where it must be adopted.
 
     Raises ``SupersededError`` where another worker has adopted it under another declaration.
     """
-    cursor.execute("SELECT fingerprint FROM embedsync_sidecar WHERE key = %s", [key])
-    row = cursor.fetchone()
     # A migration that changed the triggers, and a flush, leave the sidecar to whoever comes first.
-    if row is None or row[0] == "":
+    if not found:
         return False
-    if row[0] != fingerprint:
+    if found != fingerprint:
         raise SupersededError(
             f"A worker with another declaration of {key} has started since:"
             " restart this one with it."

@@ -1,4 +1,4 @@
-"""The worker: claim, read, embed, complete, until told to stop."""
+"""The worker: it serves sidecars, round after round, until told to stop."""
 
 import logging
 import math
@@ -6,6 +6,8 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection
+from pathlib import Path
+from secrets import token_hex
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import (
@@ -20,20 +22,22 @@ from django.db import (
 from embedsync import state
 from embedsync.breaker import Breaker, jitter
 from embedsync.conf import settings
-from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate, told, worker_transaction
+from embedsync.database import told, worker_transaction
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
     key_of,
     sidecars,
 )
-from embedsync.embedders import RefusedError, UnavailableError, get_embedder
+from embedsync.embedders import get_embedder
+from embedsync.heartbeat import Heartbeat
 from embedsync.indexing import IndexBuilder
 from embedsync.intake import Intake
 from embedsync.lease import LeaseKeeper
+from embedsync.pipeline import Pipeline, Settled
 from embedsync.queue import Claim, Queue
-from embedsync.service import Service, halves
-from embedsync.text import digest, read
+from embedsync.service import Service
+from embedsync.signals import tell
 
 logger = logging.getLogger("embedsync")
 
@@ -46,9 +50,10 @@ DRAIN_FAILURES = 5
 class Worker:
     """One worker on one database. ``progress`` is called with numbers of rows as they are settled.
 
-    ``only`` are the sidecars that it serves, instead of all. ``batch_size`` (rows) and
-    ``poll_interval`` (seconds) stand in for the settings. ``errors`` holds, by sidecar, why it is
-    not served.
+    ``only`` are the sidecars that it serves, instead of all. ``batch_size`` (rows),
+    ``concurrency`` (calls of an embedder at a time) and ``poll_interval`` (seconds) stand in for
+    the settings. ``alive`` is a file that it touches as long as it gets on. ``errors`` holds, by
+    sidecar, why it is not served.
     """
 
     def __init__(
@@ -59,16 +64,29 @@ class Worker:
         only: Collection[type[EmbeddingModel]] | None = None,
         batch_size: int | None = None,
         poll_interval: float | None = None,
+        concurrency: int | None = None,
+        alive: Path | None = None,
     ) -> None:
         self.using = using
         self.progress = progress
         self.only = only
         self.batch_size = batch_size
         self.poll_interval = poll_interval
-        self.queue = Queue(using, f"{socket.gethostname()}:{os.getpid()}")
+        # The last part, because process 1 of a container has many successors of its name.
+        name = f"{socket.gethostname()}:{os.getpid()}:{token_hex(2)}"
+        self.queue = Queue(using, name)
+        self.heartbeat = Heartbeat(using, name, alive)
         self.indexes = IndexBuilder(using)
         self.services: dict[str, Service] = {}
         self.intake = Intake(self.queue, self.services, self._give_up)
+        self.pipeline = Pipeline(
+            self.queue,
+            self.services,
+            concurrency or settings.concurrency,
+            is_over=self._is_over,
+            give_up=self._give_up,
+            settled=self._settled,
+        )
         self.breakers: dict[str, Breaker] = {}  # by alias of the embedder
         self.errors: dict[str, str] = {}
         # A plain attribute, because a signal handler that sets an Event can wait for itself.
@@ -77,7 +95,6 @@ class Worker:
         self._housekeeping_at = 0.0
         self._broken: dict[str, type[EmbeddingModel]] = {}  # of the errors, those of the database
         self._mended_at = 0.0
-        self._uncounted: list[str] = []  # of the claim in hand: rows whose attempt is refunded
         self._idle = False
         self._deadline = math.inf
         self._filled_in_drain: set[str] = set()
@@ -109,6 +126,16 @@ class Worker:
         """
         if max_seconds is not None:
             self._deadline = time.monotonic() + max_seconds
+        try:
+            with LeaseKeeper(self.queue, self.pipeline.claims):
+                self._run(drain)
+                self._with_patience(self.pipeline.finish)
+        finally:
+            # Only what an error has left in hand.
+            for end in (self.pipeline.let_go, self.heartbeat.end):
+                self._with_patience(end)
+
+    def _run(self, drain: bool) -> None:
         failures = 0
         looked_everywhere = False
         while not self._is_over():
@@ -139,6 +166,14 @@ class Worker:
             if not busy and not drain:
                 self._wait(self.poll_interval or settings.poll_interval)
 
+    def _with_patience(self, end: Callable[[], None]) -> None:
+        """At the end of a worker; where its database fails, its leases end by themselves."""
+        try:
+            end()
+        except (DatabaseError, InterfaceError) as error:
+            logger.warning("the database failed: %s", error)
+            connections[self.using].close()
+
     def start(self) -> None:
         """Find the sidecars of this database and adopt them, once."""
         if self._started:
@@ -165,152 +200,50 @@ class Worker:
         """One round of all moves. Returns whether there was anything to do."""
         if time.monotonic() >= self._housekeeping_at:
             self._keep_house()
-        if self._idle and self.intake.is_idle():
-            return False
+        taken = self._take()
+        moved = self.pipeline.advance(self._patience(taken))
+        if self.pipeline.lost:
+            self.pipeline.lost = 0
+            self._housekeeping_at = 0.0  # a migration may have reset the sidecar's state
+        self.heartbeat.beat(self.pipeline.doing, list(self.services))
+        return taken > 0 or moved > 0 or self.pipeline.busy
+
+    def _take(self) -> int:
+        """Claim more, where there is room. Returns how many events and rows moved."""
+        ready = self._ready()
+        if not ready or (self._idle and self.intake.is_idle(ready)):
+            return 0
         claims: list[Claim] = []
         try:
-            moved = self.intake.take(claims, self.batch_size or settings.batch_size)
-            if claims:
-                with LeaseKeeper(self.queue, claims):
-                    while claims:
-                        self._work(claims[0])
-                        claims.pop(0)
+            moved = self.intake.take(claims, ready, self.batch_size or settings.batch_size)
         finally:
-            # Nothing, unless an error came between; then nobody else's rows pay for it.
-            for claim in claims:
-                self._release(claim, [pk for pk in claim.pks if pk not in self._uncounted])
-                if self._uncounted:
-                    self._release(claim, sorted(self._uncounted), refund=False)
-                    self._uncounted = []
+            self.pipeline.accept(claims)
         self._idle = moved == 0
-        return moved > 0
+        return moved
 
-    def _work(self, claim: Claim) -> None:
-        service = self.services.get(claim.key)
-        if service is None:
-            self._release(claim, claim.pks)
-            return
-        # What failed before, or was there when a worker died, is tried alone, so that one bad row
-        # harms one row. A death shall count for the one in hand, and not for those that wait.
-        again = [pk for pk in claim.pks if claim.attempts[pk] > 1]
-        first = [pk for pk in claim.pks if claim.attempts[pk] == 1]
-        self.queue.count(claim, again, -1)
-        self._uncounted = again
-        if first:
-            self._settle(service, claim, first)
-        while again and not self._is_left(service, claim):
-            self.queue.count(claim, [again[0]], 1)
-            self._settle(service, claim, [again.pop(0)])
-        if again:
-            self._release(claim, again, refund=False)
-        self._uncounted = []
+    def _ready(self) -> list[str]:
+        """The keys of sidecars whose provider may be asked, and not only when others are done."""
+        return [
+            key
+            for key, service in self.services.items()
+            if not service.breaker.is_open and self.pipeline.wants(service)
+        ]
 
-    def _is_left(self, service: Service, claim: Claim) -> bool:
-        """Whether rows of a claim are to be handed back instead of being embedded."""
-        return self._is_over() or claim.key not in self.services or service.breaker.is_open
+    def _patience(self, taken: int) -> float:
+        """For how many seconds to wait for a call that is being made."""
+        if taken and self._ready():
+            return 0.0
+        return self.poll_interval or settings.poll_interval
 
-    def _settle(self, service: Service, claim: Claim, pks: list[str]) -> None:
-        """Read, embed and complete some rows of a claim."""
-        if self._is_left(service, claim):
-            self._release(claim, pks)
-            return
-        try:
-            texts, stored = read(service.sidecar, pks, self.using)
-            digests = {
-                pk: digest(service.embedder.fingerprint, text) for pk, text in texts.items() if text
-            }
-            unchanged = [pk for pk, content in digests.items() if stored.get(pk) == content]
-            wanted = [pk for pk in digests if stored.get(pk) != digests[pk]]
-            found = service.embed(
-                {pk: texts[pk] for pk in wanted},
-                stopped=lambda: self._is_left(service, claim),
-                suspect=len(pks) == 1 and claim.attempts[pks[0]] > 1,
-            )
-            done = self.queue.complete(
-                service.sidecar,
-                claim,
-                service.fingerprint,
-                {pk: (digests[pk], vector) for pk, vector in found.vectors.items()},
-                blank=[pk for pk in texts if pk not in digests],
-                gone=[pk for pk in pks if pk not in texts],
-                unchanged=unchanged,
-            )
-        except InterfaceError:
-            raise
-        except OperationalError as error:
-            if sqlstate(error) not in TOO_LONG:
-                raise
-            logger.warning("%s: %d rows took too long: %s", claim.key, len(pks), summary(error))
-            if len(pks) > 1 and sqlstate(error) == QUERY_CANCELED:
-                self._settle_halves(service, claim, pks)
-            else:
-                self._hand_back(claim, pks, error, refund=True)
-        except state.SupersededError as error:
-            self._give_up(service.sidecar, error)
-            self._release(claim, pks)
-        except ProgrammingError as error:
-            # A schema that is changing, most likely: the rows are owed, and not to blame.
-            self._give_up(service.sidecar, error)
-            self._release(claim, pks, error)
-        except Exception as error:
-            # A row that cannot be read or written: which one?
-            if len(pks) > 1:
-                self._settle_halves(service, claim, pks)
-            else:
-                logger.error("%s %s: %s", claim.key, pks[0], summary(error))
-                self._hand_back(claim, pks, error)
-        else:
-            if done.lost:
-                logger.warning("lost the lease of %d rows of %s", done.lost, claim.key)
-                # Not to another worker, if a migration has just reset the sidecar's state.
-                self._release(claim, pks)
-                self._housekeeping_at = 0.0
-            for pk, fault in found.failed.items():
-                logger.error("%s %s: %s", claim.key, pk, summary(fault))
-                self._hand_back(claim, [pk], fault)
-            left = [pk for pk in wanted if pk not in found.vectors and pk not in found.failed]
-            self._leave(service, claim, left, found.trouble)
-            if claim.filling or claim.key not in self._filled_in_drain:
-                self.progress(len(pks) - len(left))
-
-    def _settle_halves(self, service: Service, claim: Claim, pks: list[str]) -> None:
-        for half in halves(pks):
-            self._settle(service, claim, half)
-
-    def _leave(
-        self, service: Service, claim: Claim, pks: list[str], trouble: Exception | None
-    ) -> None:
-        """Return rows whose texts were not embedded, and see to why."""
-        if isinstance(trouble, UnavailableError):
-            wait = service.breaker.failed(trouble)
-            level = logging.ERROR if isinstance(trouble, RefusedError) else logging.WARNING
-            logger.log(level, "%s waits %.1f s for its provider: %s", claim.key, wait, trouble)
-        elif trouble is not None:
-            self._give_up(service.sidecar, trouble)
-        self._release(claim, pks, trouble)
-
-    def _hand_back(
-        self, claim: Claim, pks: list[str], error: Exception, *, refund: bool = False
-    ) -> None:
-        delays: dict[str, float | None] = {}
-        for pk in pks:
-            attempts = claim.attempts[pk]
-            longest = min(settings.backoff * 2 ** (attempts - 1), settings.max_backoff)
-            parked = attempts >= settings.max_attempts and not refund
-            delays[pk] = None if parked else jitter(longest)
-        self.queue.hand_back(claim, delays, summary(error), refund=refund)
-
-    def _release(
-        self,
-        claim: Claim,
-        pks: list[str],
-        why: Exception | None = None,
-        *,
-        refund: bool = True,
-    ) -> None:
-        if pks:
-            said = "" if why is None else summary(why)
-            self.queue.hand_back(claim, dict.fromkeys(pks, 0.0), said, refund=refund)
+    def _settled(self, settled: Settled) -> None:
+        """Tell what became of some rows."""
+        part, failed = settled.part, settled.failed
+        key, sidecar = part.claim.key, part.service.sidecar
+        unchanged = settled.rows - len(settled.embedded) - len(failed)
+        self.heartbeat.count(key, len(settled.embedded), unchanged, len(failed))
+        if part.claim.filling or key not in self._filled_in_drain:
+            self.progress(settled.rows)
+        tell(sidecar, self.using, settled)
 
     def _give_up(self, sidecar: type[EmbeddingModel], error: Exception) -> None:
         key = key_of(sidecar)
@@ -335,11 +268,11 @@ class Worker:
     def _keep_house(self) -> None:
         """See to what need not be seen to in every round."""
         self._housekeeping_at = time.monotonic() + HOUSEKEEPING_SECONDS
+        with worker_transaction(self.using) as cursor:
+            found = state.fingerprints(cursor, list(self.services))
         for key, service in list(self.services.items()):
             try:
-                with worker_transaction(self.using) as cursor:
-                    adopted = state.is_adopted(cursor, key, service.fingerprint)
-                if not adopted:
+                if not state.is_current(key, service.fingerprint, found.get(key)):
                     self._adopt(service)
             except OperationalError:
                 raise
@@ -382,10 +315,3 @@ class Worker:
         end = time.monotonic() + seconds
         while not self._is_over() and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
-
-
-def summary(error: Exception) -> str:
-    """An error in one line for log and ledger."""
-    said = f"{type(error).__name__}: {error}"[:500]
-    # What PostgreSQL does not take, an error may well say.
-    return said.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

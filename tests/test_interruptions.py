@@ -19,7 +19,7 @@ from example_project.postgres import PROJECT
 from tests.books import KEY, BookEmbedding, attach, execute, renamed
 from tests.library.models import Book, Parcel
 from tests.sync import assert_in_step, stored_vectors
-from tests.workers import until
+from tests.workers import until, work_off
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -78,7 +78,7 @@ def test_a_truncated_table_that_is_loaded_again_keeps_its_new_vectors(drain):
     worker = Worker()
     worker.start()
     _, [claim] = worker.queue.fold([KEY], 10)
-    worker._work(claim)
+    work_off(worker, claim)
     drain()
     assert set(stored_vectors(BookEmbedding)) == {2}
     assert_in_step(BookEmbedding)
@@ -95,18 +95,19 @@ def test_one_broken_sidecar_leaves_the_others_rows_alone(drain, caplog):
     assert_in_step(Parcel.embedding.model)
 
 
-def test_rows_in_hand_are_given_back_when_a_round_fails(drain, monkeypatch):
+@pytest.mark.parametrize("step", ["_begin", "_write"])
+def test_rows_in_hand_are_given_back_when_a_round_fails(drain, monkeypatch, step):
     drain()
     Book.objects.create(title="A")
     worker = Worker()
     worker.start()
 
-    def fail(claim):
+    def fail(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(worker, "_work", fail)
+    monkeypatch.setattr(worker.pipeline, step, fail)
     with pytest.raises(KeyboardInterrupt):
-        worker.round()
+        worker.run()
     owed = Ledger.objects.get()
     assert (owed.token, owed.attempts) == (None, 0)
 

@@ -285,8 +285,11 @@ def test_waits_of_a_breaker_are_jittered_within_their_bounds(settings, clock):
     for _ in range(200):
         breaker = Breaker()
         for found in waits.values():
-            found.append(breaker.failed(UnavailableError("down")))
+            breaker.failed(UnavailableError("down"))
+            found.append(breaker.seconds_left)
             assert breaker.is_open
+            breaker.failed(UnavailableError("a call that had begun before"))
+            assert breaker.seconds_left == found[-1]
             clock.now += 31.0
             assert not breaker.is_open
     for n, longest in ((1, 2.0), (2, 4.0), (3, 8.0), (4, 16.0)):
@@ -302,8 +305,10 @@ def test_a_breaker_that_has_closed_begins_anew(settings, clock):
     breaker = Breaker()
     for _ in range(9):
         breaker.failed(UnavailableError("down"))
+        clock.now += 31.0
     breaker.answered()
-    assert breaker.failed(UnavailableError("down")) <= 2.0
+    breaker.failed(UnavailableError("down"))
+    assert breaker.seconds_left <= 2.0
 
 
 def test_trouble_is_known_behind_other_exceptions():

@@ -50,6 +50,13 @@ class WorkerProcess:
         self.process.stdout.close()
 
 
+def work_off(worker, claim):
+    """Read, embed and write the rows of a claim."""
+    worker.pipeline.accept([claim])
+    while worker.pipeline.busy:
+        worker.pipeline.advance(1.0)
+
+
 def until(condition, seconds=30, every=0.02):
     """Wait until ``condition()`` is true; its value. Fails the test after ``seconds``."""
     end = time.monotonic() + seconds

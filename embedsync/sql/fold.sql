@@ -16,6 +16,6 @@ WITH picked AS MATERIALIZED (
     WHERE source_pk IS NOT NULL
     GROUP BY sidecar, source_pk
 ), {claimed}
-SELECT p.picked, p.last, c.sidecar, c.source_pk, c.attempts
+SELECT p.picked, (SELECT count(*) FROM owed), p.last, c.sidecar, c.source_pk, c.attempts
 FROM (SELECT count(*) AS picked, max(seq) AS last FROM picked) p
 LEFT JOIN claimed c ON c.token = %(token)s::uuid

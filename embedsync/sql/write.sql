@@ -10,3 +10,4 @@ WHERE {eligible}
 ORDER BY {pk}
 ON CONFLICT ({columns}, ordinal) DO UPDATE
 SET embedded_at = excluded.embedded_at, digest = excluded.digest, vector = excluded.vector
+RETURNING {source_key}

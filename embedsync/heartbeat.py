@@ -1,0 +1,90 @@
+"""What a worker says of itself: that it is alive, what it is doing, what it has done."""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from embedsync.database import worker_transaction
+from embedsync.sql import statement
+
+FIRST_SECONDS = 2.0  # so that short runs, and those with nothing to do, write nothing
+BUSY_SECONDS = 10.0
+# The only transactions of a worker with nothing to do.
+IDLE_SECONDS = 60.0
+SAMPLE_SECONDS = 60.0
+PRUNE_SECONDS = 3600.0
+
+
+class Heartbeat:
+    """Of one worker. ``alive`` is a file whose age tells a supervisor that the worker gets on.
+
+    The file is touched whenever a round ends: after a call, a write, or a look at an empty queue.
+    """
+
+    def __init__(self, using: str, name: str, alive: Path | None = None) -> None:
+        self.using = using
+        self.name = name
+        self.alive = alive
+        self.settled = 0
+        self._counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        self._doing = ""
+        self._is_known = False
+        self._beat_at = time.monotonic() + FIRST_SECONDS
+        self._sample_at = self._prune_at = 0.0
+        self._touch_at = 0.0
+
+    def count(self, key: str, embedded: int, unchanged: int, failed: int) -> None:
+        """Count rows of a sidecar that were settled, and attempts that failed."""
+        counts = self._counts[key]
+        for place, more in enumerate((embedded, unchanged, failed)):
+            counts[place] += more
+        self.settled += embedded + unchanged
+
+    def beat(self, doing: str, served: Sequence[str]) -> None:
+        """Say so, if it is time to. ``doing`` is ``""`` for nothing."""
+        now = time.monotonic()
+        if self.alive is not None and now >= self._touch_at:
+            self.alive.touch()
+            self._touch_at = now + 1.0
+        if doing != self._doing:
+            self._doing = doing
+            # Soon, but not at each of many short pieces of work.
+            self._beat_at = min(self._beat_at, now + FIRST_SECONDS)
+        if now >= self._beat_at:
+            self._beat_at = now + (BUSY_SECONDS if doing or self._counts else IDLE_SECONDS)
+            self._write(now, served)
+
+    def _write(self, now: float, served: Sequence[str]) -> None:
+        with worker_transaction(self.using) as cursor:
+            seen = {"name": self.name, "doing": self._doing, "settled": self.settled}
+            cursor.execute(statement("beat"), seen)
+            if self._counts and now >= self._sample_at:
+                self._sample_at = now + SAMPLE_SECONDS
+                cursor.execute(statement("sample"), {"served": list(served)})
+            if now >= self._prune_at:
+                self._prune_at = now + PRUNE_SECONDS
+                cursor.execute(statement("prune"))
+        self._is_known = True
+        self._note()
+
+    def _note(self) -> None:
+        """Add what was counted to the minute's figures."""
+        if not self._counts:
+            return
+        keys = sorted(self._counts)
+        columns = zip(*(self._counts[key] for key in keys), strict=True)
+        names = ("embedded", "unchanged", "failed")
+        counts = dict(zip(names, map(list, columns), strict=True))
+        with worker_transaction(self.using) as cursor:
+            cursor.execute(statement("minute"), {"keys": keys, **counts})
+        self._counts.clear()
+
+    def end(self) -> None:
+        """The worker ends, in order."""
+        self._note()
+        if self._is_known:
+            with worker_transaction(self.using) as cursor:
+                cursor.execute("DELETE FROM embedsync_worker WHERE name = %s", [self.name])
+        if self.alive is not None:
+            self.alive.unlink(missing_ok=True)
