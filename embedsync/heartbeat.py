@@ -1,8 +1,9 @@
 """What a worker says of itself: that it is alive, what it is doing, what it has done."""
 
+import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from embedsync.database import worker_transaction
@@ -28,7 +29,7 @@ class Heartbeat:
         self.alive = alive
         self.settled = 0
         self._counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-        self._doing = ""
+        self._said: dict[str, str] = {}
         self._is_known = False
         self._beat_at = time.monotonic() + FIRST_SECONDS
         self._sample_at = self._prune_at = 0.0
@@ -41,27 +42,36 @@ class Heartbeat:
             counts[place] += more
         self.settled += embedded + unchanged
 
-    def beat(self, doing: str, served: Sequence[str]) -> None:
-        """Say so, if it is time to. ``doing`` is ``""`` for nothing."""
+    def beat(self, doing: str, serves: Mapping[str, str], errors: Mapping[str, str]) -> None:
+        """Say so, if it is time to. ``doing`` is ``""`` for nothing.
+
+        ``serves`` are fingerprints by sidecar, ``errors`` what is wrong with others.
+        """
         now = time.monotonic()
         if self.alive is not None and now >= self._touch_at:
             self.alive.touch()
             self._touch_at = now + 1.0
-        if doing != self._doing:
-            self._doing = doing
+        said = {"doing": doing, "serves": json.dumps(serves), "errors": json.dumps(errors)}
+        if said != self._said:
+            self._said = said
             # Soon, but not at each of many short pieces of work.
             self._beat_at = min(self._beat_at, now + FIRST_SECONDS)
         if now >= self._beat_at:
             self._beat_at = now + (BUSY_SECONDS if doing or self._counts else IDLE_SECONDS)
-            self._write(now, served)
+            self._write(now, list(serves))
 
-    def _write(self, now: float, served: Sequence[str]) -> None:
+    def hurry(self) -> None:
+        """Say so at the next beat: this worker is here to stay."""
+        self._beat_at = 0.0
+
+    def _write(self, now: float, served: list[str]) -> None:
         with worker_transaction(self.using) as cursor:
-            seen = {"name": self.name, "doing": self._doing, "settled": self.settled}
-            cursor.execute(statement("beat"), seen)
+            cursor.execute(
+                statement("beat"), {"name": self.name, "settled": self.settled, **self._said}
+            )
             if self._counts and now >= self._sample_at:
                 self._sample_at = now + SAMPLE_SECONDS
-                cursor.execute(statement("sample"), {"served": list(served)})
+                cursor.execute(statement("sample"), {"served": served})
             if now >= self._prune_at:
                 self._prune_at = now + PRUNE_SECONDS
                 cursor.execute(statement("prune"))

@@ -118,7 +118,9 @@ class LedgerRow(models.Model):
 class WorkerState(models.Model):
     """A worker, as it said of itself at ``seen_at``: what it is doing, and rows settled so far.
 
-    It says so when that changes, and now and then; one that has ended in order is not here.
+    ``serves`` has the fingerprint of each sidecar that it serves, ``errors`` why it does not serve
+    others, or is refused by their provider. It says so when that changes, and now and then; one
+    that has ended in order is not here.
     """
 
     name = models.TextField(primary_key=True)
@@ -126,6 +128,8 @@ class WorkerState(models.Model):
     seen_at = models.DateTimeField(db_default=Now())
     doing = models.TextField(db_default="")
     settled = models.BigIntegerField(db_default=0)
+    serves = models.JSONField(default=dict)
+    errors = models.JSONField(default=dict)
 
     class Meta:
         db_table = "embedsync_worker"
@@ -159,7 +163,8 @@ class Minute(models.Model):
 class SidecarState(models.Model):
     """How far one sidecar is: what filled it, and how far its fill has come.
 
-    ``fingerprint`` is the declaration that workers serve, ``embedder`` what made the vectors.
+    ``fingerprint`` is the declaration that workers serve, ``former`` those that they served before,
+    ``embedder`` what made the vectors.
     ``backfill_after`` is the last key of the fill in hand. ``missed`` is the value of the sequence
     that counts failures of the triggers, as of the last fill; ``missed_seen`` the one that the next
     fill is for, which waits until the transactions before ``missed_until`` have ended.
@@ -171,6 +176,7 @@ class SidecarState(models.Model):
     key = models.TextField(primary_key=True)
     fingerprint = models.TextField(db_default="")
     embedder = models.TextField(db_default="")
+    former = models.JSONField(default=list, db_default=[])
     backfill_after = models.TextField(null=True)  # noqa: DJ001  (NULL: from the start)
     backfilled_at = models.DateTimeField(null=True)
     missed = models.BigIntegerField(db_default=0)

@@ -9,6 +9,9 @@ from typing import Any
 
 from embedsync.declaration import EmbeddingModel, declaration_of, key_of
 
+# A worker that has said nothing for so long is taken for dead. An idle one speaks once a minute.
+ALIVE_SECONDS = 180.0
+
 
 class SupersededError(Exception):
     """This worker's declaration of a sidecar is not the one to be served."""
@@ -27,11 +30,15 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
     key, fingerprint = key_of(sidecar), fingerprint_of(sidecar, embedder)
     cursor.execute("INSERT INTO embedsync_sidecar (key) VALUES (%s) ON CONFLICT DO NOTHING", [key])
     cursor.execute(
-        "SELECT fingerprint, embedder FROM embedsync_sidecar WHERE key = %s FOR UPDATE", [key]
+        "SELECT fingerprint, embedder, former @> to_jsonb(%s::text) FROM embedsync_sidecar"
+        " WHERE key = %s FOR UPDATE",
+        [fingerprint, key],
     )
-    adopted, maker = cursor.fetchone()
+    adopted, maker, is_former = cursor.fetchone()
     if adopted == fingerprint:
         return
+    if is_former:
+        assert_unserved(cursor, key, adopted)
     table = cursor.db.ops.quote_name(sidecar._meta.db_table)
     assert_dimensions(cursor, sidecar, table)
     cursor.execute(f"SELECT EXISTS (SELECT FROM {table})")
@@ -45,12 +52,31 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
         )
     cursor.execute(
         "UPDATE embedsync_sidecar SET fingerprint = %s, embedder = %s,"
+        " former = former - %s::text || to_jsonb(array_remove(ARRAY[fingerprint], '')),"
         # One that nobody has adopted yet: the migration knows whether there is anything to fill.
         " backfill_after = CASE WHEN fingerprint = '' THEN backfill_after END,"
         " backfilled_at = CASE WHEN fingerprint = '' THEN backfilled_at END"
         " WHERE key = %s",
-        [fingerprint, embedder, key],
+        [fingerprint, embedder, fingerprint, key],
     )
+
+
+def assert_unserved(cursor: Any, key: str, adopted: str) -> None:
+    """Raise ``SupersededError`` where workers are alive that serve a newer declaration.
+
+    A worker with an old one, started by accident, must not take the sidecar back from them. Where
+    the old one is meant, as after a deployment that was undone, they end first.
+    """
+    cursor.execute(
+        "SELECT EXISTS (SELECT FROM embedsync_worker WHERE serves ->> %s = %s"
+        " AND seen_at > statement_timestamp() - %s * interval '1 second')",
+        [key, adopted, ALIVE_SECONDS],
+    )
+    if cursor.fetchone()[0]:
+        raise SupersededError(
+            f"Workers are alive that serve {key} with a newer declaration: restart this one with"
+            " it. If this one is meant, stop those, and then start it again."
+        )
 
 
 def assert_dimensions(cursor: Any, sidecar: type[EmbeddingModel], table: str) -> None:

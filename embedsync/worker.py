@@ -29,7 +29,7 @@ from embedsync.declaration import (
     key_of,
     sidecars,
 )
-from embedsync.embedders import get_embedder
+from embedsync.embedders import RefusedError, get_embedder
 from embedsync.heartbeat import Heartbeat
 from embedsync.indexing import IndexBuilder
 from embedsync.intake import Intake
@@ -127,6 +127,8 @@ class Worker:
         if max_seconds is not None:
             self._deadline = time.monotonic() + max_seconds
         try:
+            if not drain:
+                self.heartbeat.hurry()
             with LeaseKeeper(self.queue, self.pipeline.claims):
                 self._run(drain)
                 self._with_patience(self.pipeline.finish)
@@ -205,7 +207,8 @@ class Worker:
         if self.pipeline.lost:
             self.pipeline.lost = 0
             self._housekeeping_at = 0.0  # a migration may have reset the sidecar's state
-        self.heartbeat.beat(self.pipeline.doing, list(self.services))
+        fingerprints = {key: service.fingerprint for key, service in self.services.items()}
+        self.heartbeat.beat(self.pipeline.doing, fingerprints, {**self._refusals(), **self.errors})
         return taken > 0 or moved > 0 or self.pipeline.busy
 
     def _take(self) -> int:
@@ -303,6 +306,14 @@ class Worker:
             return False
         self.indexes.wait(settings.poll_interval)
         return True
+
+    def _refusals(self) -> dict[str, str]:
+        """Of providers that need somebody to see to them, by sidecar."""
+        return {
+            key: str(service.breaker.trouble)
+            for key, service in self.services.items()
+            if isinstance(service.breaker.trouble, RefusedError)
+        }
 
     def _tell_troubles(self) -> None:
         """At the end of a drain: what waits for a provider is not drained."""

@@ -30,6 +30,8 @@ from embedsync.text import template_names
 FROZEN_SECONDS = 3600  # a datetime this near to now was computed, not written down
 KNOBS = {
     "EMBEDSYNC_BATCH_SIZE": ("batch_size", 1, 100_000),
+    "EMBEDSYNC_BATCH_BYTES": ("batch_bytes", 1, 2**40),
+    "EMBEDSYNC_CONCURRENCY": ("concurrency", 1, 1_000),
     "EMBEDSYNC_LEASE": ("lease", 0.1, 86_400),
     "EMBEDSYNC_POLL_INTERVAL": ("poll_interval", 0.001, 3600),
     "EMBEDSYNC_MAX_ATTEMPTS": ("max_attempts", 1, 1000),

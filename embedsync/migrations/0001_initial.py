@@ -18,6 +18,7 @@ class Migration(migrations.Migration):
                 ("key", models.TextField(primary_key=True, serialize=False)),
                 ("fingerprint", models.TextField(db_default="")),
                 ("embedder", models.TextField(db_default="")),
+                ("former", models.JSONField(db_default=[], default=list)),
                 ("backfill_after", models.TextField(null=True)),
                 ("backfilled_at", models.DateTimeField(null=True)),
                 ("missed", models.BigIntegerField(db_default=0)),
@@ -155,6 +156,8 @@ class Migration(migrations.Migration):
                 ),
                 ("doing", models.TextField(db_default="")),
                 ("settled", models.BigIntegerField(db_default=0)),
+                ("serves", models.JSONField(default=dict)),
+                ("errors", models.JSONField(default=dict)),
             ],
             options={
                 "db_table": "embedsync_worker",

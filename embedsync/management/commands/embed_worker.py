@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from argparse import ArgumentParser
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -44,6 +45,18 @@ class Command(BaseCommand):
             help="rows to claim at a time (default: EMBEDSYNC_BATCH_SIZE)",
         )
         parser.add_argument(
+            "--concurrency",
+            type=whole_number,
+            metavar="N",
+            help="calls of an embedder to make at a time (default: EMBEDSYNC_CONCURRENCY)",
+        )
+        parser.add_argument(
+            "--alive-file",
+            type=Path,
+            metavar="FILE",
+            help="touch this file as long as the worker gets on",
+        )
+        parser.add_argument(
             "--poll-interval",
             type=seconds,
             metavar="S",
@@ -67,6 +80,8 @@ class Command(BaseCommand):
             only=only,
             batch_size=options["batch_size"],
             poll_interval=options["poll_interval"],
+            concurrency=options["concurrency"],
+            alive=options["alive_file"],
         )
         self.obey_signals(worker)
         if options["drain"]:

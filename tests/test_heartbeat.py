@@ -1,0 +1,170 @@
+"""What workers say of themselves, and how an old one is kept from taking a sidecar back."""
+
+import os
+import signal
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from embedsync.heartbeat import Heartbeat
+from embedsync.models import Minute, SidecarState, WorkerState
+from embedsync.worker import Worker
+from tests.books import KEY, BookEmbedding, renamed
+from tests.library.models import Book
+from tests.sync import assert_in_step
+from tests.workers import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LATER = timedelta(minutes=10)
+
+
+def test_a_worker_says_that_it_is_alive_until_it_ends(drain, worker_process, tmp_path):
+    drain()
+    alive = tmp_path / "alive"
+    worker = worker_process("--alive-file", str(alive), SCRIPTED_SLEEP="30")
+    until(lambda: WorkerState.objects.filter(doing="").exists())
+    said = WorkerState.objects.get()
+    assert str(worker.process.pid) in said.name
+    assert KEY in said.serves
+    assert said.errors == {}
+    until(alive.exists)
+    # As long as it gets on, with nothing to do, too.
+    os.utime(alive, (0, 0))
+    until(lambda: alive.stat().st_mtime > 0)
+    Book.objects.create(title="SLEEP")
+    until(lambda: WorkerState.objects.filter(doing__contains=KEY).exists())
+    worker.kill()
+    # It had no time to say that it was ending.
+    assert WorkerState.objects.exists()
+
+    other = worker_process("--alive-file", str(alive), SCRIPTED_SLEEP="0")
+    until(lambda: WorkerState.objects.count() == 2)
+    other.send(signal.SIGTERM)
+    assert other.wait()[0] == 0
+    assert WorkerState.objects.get().name == said.name
+    assert not alive.exists()
+
+
+def test_a_file_grows_old_while_the_database_does_not_answer(drain, worker_process, tmp_path):
+    """Fault 9: red, then green again."""
+    drain()
+    alive = tmp_path / "alive"
+    worker = worker_process("--alive-file", str(alive))
+    until(alive.exists)
+    with renamed("embedsync_sidecar"):
+        worker.says("the database failed")
+        before = alive.stat().st_mtime
+        worker.says("the database failed")
+        assert alive.stat().st_mtime == before
+    until(lambda: alive.stat().st_mtime > before)
+
+
+def test_minutes_add_up_what_all_workers_have_done(drain, settings):
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 1
+    drain()
+    Minute.objects.all().delete()
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(3)])
+    Book.objects.create(title="FAIL")
+    drain()
+    Book.objects.create(title="one more")
+    Book.objects.filter(title="Book 1").update(title="Book 1", body="")
+    Book.objects.filter(title="Book 2").update(published=False)
+    drain()
+    found = Minute.objects.filter(sidecar=KEY)
+    totals = [sum(getattr(minute, name) for minute in found) for name in ("embedded", "unchanged")]
+    # One is excluded and has no vector any more.
+    assert totals == [4, 1]
+    assert sum(minute.failed for minute in found) == 1
+
+
+def test_what_waits_is_counted_once_a_minute_by_one_worker(drain):
+    drain()
+    Minute.objects.all().delete()
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(30)])
+    for name, waiting in (("first", 30), ("second", 30)):
+        heart = Heartbeat("default", name)
+        heart.hurry()
+        heart.count(KEY, 1, 0, 0)
+        heart.beat("at it", {KEY: "f"}, {})
+        assert sum(minute.waiting for minute in Minute.objects.all()) == waiting
+        Book.objects.create(title="one more")
+    assert sum(minute.embedded for minute in Minute.objects.all()) == 2
+
+
+def test_an_idle_worker_writes_once_a_minute(drain, monkeypatch):
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self):
+            return self.now
+
+    drain()
+    clock = Clock()
+    monkeypatch.setattr("embedsync.heartbeat.time", clock)
+    heart, seen = Heartbeat("default", "idle"), []
+    for _ in range(3000):
+        heart.beat("", {KEY: "f"}, {})
+        seen.append(WorkerState.objects.filter(name="idle").values_list("seen_at").first())
+        clock.now += 0.1
+    assert len(set(seen) - {None}) == 5
+    heart.end()
+    assert not WorkerState.objects.exists()
+
+
+def test_what_is_old_is_forgotten(drain):
+    drain()
+    Minute.objects.create(sidecar=KEY, minute=timezone.now() - timedelta(days=3))
+    Minute.objects.create(sidecar=KEY, minute=timezone.now() - timedelta(days=1))
+    WorkerState.objects.create(name="dead", seen_at=timezone.now() - timedelta(days=2))
+    heart = Heartbeat("default", "me")
+    heart.hurry()
+    heart.beat("", {}, {})
+    assert Minute.objects.filter(minute__lt=timezone.now() - LATER).count() == 1
+    assert list(WorkerState.objects.values_list("name", flat=True)) == ["me"]
+
+
+class TestAnOldWorker:
+    """Fault 30: started by accident, beside those with the new declaration."""
+
+    @pytest.fixture
+    def superseded(self, drain):
+        """An old declaration of books, as it was served; then a new one is, by a live worker."""
+        Book.objects.create(title="A")
+        drain()
+        current = SidecarState.objects.get(key=KEY).fingerprint
+        SidecarState.objects.filter(key=KEY).update(fingerprint="newer", former=[current])
+        return WorkerState.objects.create(name="new:1", serves={KEY: "newer"})
+
+    def test_takes_nothing_back(self, superseded, drain):
+        Book.objects.update(title="B")
+        worker = drain()
+        assert "newer declaration: restart this one" in worker.errors[KEY]
+        assert SidecarState.objects.get(key=KEY).fingerprint == "newer"
+        assert BookEmbedding.objects.count() == 1
+
+    def test_serves_when_the_others_have_ended(self, superseded, drain):
+        """After a deployment that was undone."""
+        superseded.delete()
+        Book.objects.update(title="B")
+        assert KEY not in drain().errors
+        state = SidecarState.objects.get(key=KEY)
+        assert state.fingerprint == own_fingerprint()
+        assert state.former == ["newer"]
+        assert_in_step(BookEmbedding)
+
+    def test_serves_when_the_others_have_died(self, superseded, drain):
+        WorkerState.objects.update(seen_at=timezone.now() - LATER)
+        assert KEY not in drain().errors
+
+    def test_a_declaration_that_was_never_served_takes_over_at_once(self, superseded, drain):
+        SidecarState.objects.filter(key=KEY).update(former=["others"])
+        assert KEY not in drain().errors
+        assert SidecarState.objects.get(key=KEY).former == ["others", "newer"]
+
+
+def own_fingerprint():
+    worker = Worker()
+    worker.start()
+    return worker.services[KEY].fingerprint

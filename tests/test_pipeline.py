@@ -1,0 +1,270 @@
+"""Batches on their way: read, embedded and written at the same time, bounded, several at a time."""
+
+import threading
+import time
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from embedsync import text
+from embedsync.embedders import get_embedder
+from embedsync.models import Ledger
+from embedsync.signals import embedding_failed, embeddings_updated
+from embedsync.worker import Worker
+from tests.books import KEY, BookEmbedding
+from tests.library.models import Book, Hall, Parcel, Seat
+from tests.sync import assert_in_step
+from tests.workers import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Gate:
+    """Holds up the calls of an embedder until told to go on, and knows how many there are."""
+
+    def __init__(self, monkeypatch, alias="scripted"):
+        self.open = threading.Event()
+        self.lock = threading.Lock()
+        self.inside = self.most = self.calls = 0
+        original = type(get_embedder(alias)).embed_documents
+
+        def embed_documents(embedder, texts):
+            with self.lock:
+                self.inside += 1
+                self.calls += 1
+                self.most = max(self.most, self.inside)
+            self.open.wait(30)
+            with self.lock:
+                self.inside -= 1
+            return original(embedder, texts)
+
+        monkeypatch.setattr(type(get_embedder(alias)), "embed_documents", embed_documents)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    gate = Gate(monkeypatch)
+    yield gate
+    gate.open.set()
+
+
+@pytest.fixture
+def running(transactional_db):
+    """Run a worker in a thread of its own; it is stopped at the end."""
+    started = []
+
+    def run(**options):
+        worker = Worker(**options)
+
+        def work():
+            try:
+                worker.run()
+            finally:
+                connection.close()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.append((worker, thread))
+        return worker
+
+    yield run
+    for worker, thread in started:
+        worker.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def leased(**which):
+    return Ledger.objects.exclude(token=None).filter(**which).count()
+
+
+def test_the_next_batch_is_claimed_while_one_is_being_embedded(drain, gate, running):
+    drain()
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(100)])
+    worker = running(batch_size=10)
+    until(lambda: leased() == 20)
+    time.sleep(0.3)
+    assert (leased(), gate.most) == (20, 1)
+    gate.open.set()
+    until(lambda: not Ledger.objects.exists() and BookEmbedding.objects.count() == 100)
+    assert gate.most == 1
+    assert worker.pipeline.claims == []
+    assert_in_step(BookEmbedding)
+
+
+def test_a_remote_embedder_is_called_several_times_at_once(drain, gate, running):
+    drain()
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(1000)])
+    running(concurrency=4)
+    until(lambda: gate.inside == 4)
+    # Five parts of a claim, each of them one call.
+    assert (gate.most, leased(), get_embedder("scripted").batch_size) == (4, 500, 100)
+    gate.open.set()
+    until(lambda: not Ledger.objects.exists() and BookEmbedding.objects.count() == 1000)
+    assert (gate.most, gate.calls) == (4, 10)
+    assert_in_step(BookEmbedding)
+
+
+def test_a_slow_embedder_holds_up_no_other(drain, gate, running):
+    drain()
+    running()
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(5000)])
+    until(lambda: gate.inside == 1)
+    Parcel.objects.create(label="of another embedder")
+    until(lambda: Parcel.embedding.model.objects.exists())
+    assert gate.inside == 1
+    assert not BookEmbedding.objects.exists()
+
+
+def test_what_is_tried_again_is_in_hand_alone(drain, gate, running):
+    """And counted when its turn comes, so that a death blames one."""
+    drain()
+    Book.objects.bulk_create([Book(id=n, title=f"Book {n}") for n in range(1, 9)])
+    Worker().queue.fold([KEY], 4)
+    Ledger.objects.update(token=None, run_at="2000-01-01T00:00Z")
+    running(concurrency=4)
+    until(lambda: gate.inside == 1)
+    until(lambda: leased() == 8)
+    attempts = sorted(Ledger.objects.values_list("attempts", flat=True))
+    gate.open.set()
+    assert attempts == [1] * 7 + [2]
+    until(lambda: BookEmbedding.objects.count() == 8)
+    assert gate.most == 1
+
+
+class TestBytes:
+    @pytest.fixture
+    def sizes(self, monkeypatch):
+        """Bytes of all the texts of each read."""
+        found = []
+        original = text.read
+
+        def read(*arguments):
+            texts, stored = original(*arguments)
+            found.append(sum(len(each.encode()) for each in texts.values()))
+            return texts, stored
+
+        monkeypatch.setattr("embedsync.pipeline.read", read)
+        return found
+
+    def test_long_texts_are_read_a_few_at_a_time(self, drain, settings, sizes):
+        settings.EMBEDSYNC_BATCH_BYTES = 100_000
+        drain()
+        sizes.clear()
+        Book.objects.bulk_create([Book(title=str(n), body="ä" * 15_000) for n in range(20)])
+        Book.objects.create(title="by itself", body="w" * 300_000)
+        Book.objects.bulk_create([Book(title=f"short {n}") for n in range(50)])
+        drain()
+        assert_in_step(BookEmbedding)
+        assert sorted(sizes, reverse=True)[0] > 300_000
+        assert all(size <= 101_000 for size in sorted(sizes, reverse=True)[1:])
+        # Three a time, and the short ones with others.
+        assert len(sizes) <= 10
+
+    def test_sizes_are_the_servers_own(self, drain):
+        Book.objects.create(id=1, title="a", body="w" * 5_000_000)
+        Book.objects.create(id=2, title="b", body="w")
+        with CaptureQueriesContext(connection) as queries:
+            assert text.within(BookEmbedding, ["1", "2"], "default", 1000) == ["1"]
+            assert text.within(BookEmbedding, ["2", "1"], "default", 1000) == ["2"]
+            assert text.within(BookEmbedding, ["2", "1"], "default", 10**7) == ["2", "1"]
+            assert text.within(BookEmbedding, ["3"], "default", 10) == ["3"]
+        asked = [query["sql"] for query in queries if "octet_length" in query["sql"]]
+        assert len(asked) == 3
+        assert not any("embedsync_key" in sql and '"body",' in sql for sql in asked)
+
+
+class TestSignals:
+    @pytest.fixture
+    def heard(self):
+        heard = []
+
+        def hear(signal=None, **arguments):
+            name = "updated" if signal is embeddings_updated else "failed"
+            heard.append((name, connection.in_atomic_block, arguments))
+
+        for signal in (embeddings_updated, embedding_failed):
+            signal.connect(hear)
+        yield heard
+        for signal in (embeddings_updated, embedding_failed):
+            signal.disconnect(hear)
+
+    def test_what_became_of_rows_is_told_after_the_transaction(self, drain, heard, settings):
+        settings.EMBEDSYNC_MAX_ATTEMPTS = 1
+        drain()
+        good = [Book.objects.create(title=f"good {n}") for n in range(2)]
+        bad = Book.objects.create(title="FAIL")
+        Book.objects.create(title="not published", published=False)
+        drain()
+        updated, failed = (
+            [arguments for name, _, arguments in heard if name == which]
+            for which in ("updated", "failed")
+        )
+        assert {in_transaction for _, in_transaction, _ in heard} == {False}
+        assert [found["sender"] for found in updated] == [Book] * len(updated)
+        assert sorted(pk for found in updated for pk in found["pks"]) == [book.pk for book in good]
+        assert {found["sidecar"] for found in updated} == {BookEmbedding}
+        assert failed == [
+            {
+                "sender": Book,
+                "sidecar": BookEmbedding,
+                "using": "default",
+                "pk": bad.pk,
+                "error": "RuntimeError: the provider is unwell",
+                "attempts": 1,
+                "parked": True,
+            }
+        ]
+        heard.clear()
+        Book.objects.filter(pk=good[0].pk).update(title="good 0", body="")  # nothing new
+        drain()
+        assert heard == []
+
+    def test_keys_are_told_as_python_has_them(self, drain, heard):
+        hall = Hall.objects.create(name="Great")
+        Seat.objects.create(hall=hall, number="A 7", view="of the stage")
+        drain()
+        [(_, _, arguments)] = heard
+        assert arguments["pks"] == [(hall.pk, "A 7")]
+
+    def test_a_receiver_that_raises_harms_nothing(self, drain, caplog):
+        def fail(**arguments):
+            raise RuntimeError("mine")
+
+        embeddings_updated.connect(fail, sender=Book)
+        try:
+            Book.objects.create(title="A")
+            drain()
+        finally:
+            embeddings_updated.disconnect(fail, sender=Book)
+        assert_in_step(BookEmbedding)
+        assert "failed: RuntimeError: mine" in caplog.text
+
+
+def test_events_of_one_row_are_worked_off_together(drain, monkeypatch):
+    drain()
+    Book.objects.create(id=1, title="0")
+    drain()
+    for n in range(1, 2001):
+        Book.objects.filter(id=1).update(title=str(n))
+    worker, folds = Worker(), []
+    original = worker.queue.fold
+
+    def fold(*arguments):
+        picked, claims = original(*arguments)
+        folds.append(picked)
+        return picked, claims
+
+    monkeypatch.setattr(worker.queue, "fold", fold)
+    worker.run(drain=True)
+    assert_in_step(BookEmbedding)
+    assert sum(folds) == 2000
+    assert max(folds) > 1000
+    # Others of which there is one event each are not claimed by the thousand for ever.
+    Book.objects.bulk_create([Book(title=str(n)) for n in range(3000)])
+    folds.clear()
+    worker = Worker()
+    monkeypatch.setattr(worker.queue, "fold", fold)
+    drain()
+    assert_in_step(BookEmbedding)
