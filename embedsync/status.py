@@ -3,15 +3,20 @@
 It only reads, loads no model, and needs no more than SELECT on embedsync's tables.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 
+from embedsync.conf import settings
 from embedsync.database import names_of
 from embedsync.declaration import (
     EmbeddingModel,
+    declaration_of,
     key_of,
     rows_of,
     sidecars,
@@ -21,6 +26,7 @@ from embedsync.declaration import (
 )
 from embedsync.models import Ledger, SidecarState
 from embedsync.sql import statement
+from embedsync.state import ALIVE_SECONDS
 
 COUNTED = 1_000_000  # of more rows than these the server's estimate is told
 
@@ -37,6 +43,42 @@ MISSED = """
 SELECT CASE WHEN has_sequence_privilege(oid, 'SELECT') THEN pg_sequence_last_value(oid) END
 FROM (SELECT to_regclass('embedsync_missed')::oid) AS sequence(oid)
 """
+
+
+# Rows that workers have settled in this minute and the one before it, a second.
+RATES = """
+SELECT sidecar,
+    sum(embedded + unchanged)::float8 / extract(epoch FROM statement_timestamp() - since)::float8
+FROM (SELECT date_trunc('minute', statement_timestamp()) - interval '1 minute') AS start(since)
+JOIN embedsync_minute ON minute >= since
+GROUP BY sidecar, since
+"""
+WORKERS = """
+SELECT name, doing, settled, errors, started_at,
+    greatest(extract(epoch FROM statement_timestamp() - seen_at), 0)::float8
+FROM embedsync_worker
+ORDER BY started_at, name
+"""
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A worker: what it said of itself ``seen`` seconds ago.
+
+    It ``is_alive`` as long as that is not long ago. ``settled`` are rows since ``started_at``,
+    ``errors`` why it does not serve sidecars, by key.
+    """
+
+    name: str
+    doing: str
+    settled: int
+    errors: dict[str, str]
+    started_at: datetime
+    seen: float
+
+    @property
+    def is_alive(self) -> bool:
+        return self.seen < ALIVE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -58,6 +100,8 @@ class SidecarStatus:
 
     ``waiting`` are events in the inbox and rows that are due or will be, ``leased`` those in a
     worker's hands, ``parked`` those given up; ``oldest_wait`` is in seconds, of what is not parked.
+    ``rate`` is how many rows a second workers have settled of late. ``error`` is why it cannot be
+    served: the settings' fault, or what a live worker says; ``last_error`` is that of a row.
     """
 
     sidecar: str
@@ -68,9 +112,16 @@ class SidecarStatus:
     leased: int
     parked: int
     oldest_wait: float
+    rate: float
     fill: Fill
     schema_error: str
+    error: str
     last_error: str
+
+    @property
+    def is_well(self) -> bool:
+        """Whether nobody needs to see to it, but for parked rows."""
+        return not (self.schema_error or self.error)
 
 
 def chosen(labels: Sequence[str], using: str) -> list[type[EmbeddingModel]]:
@@ -99,8 +150,14 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
     with connections[using].cursor() as cursor:
         cursor.execute(statement("status"))
         owed = {key: counts for key, *counts in cursor.fetchall()}
+        cursor.execute(RATES)
+        rates = dict(cursor.fetchall())
         cursor.execute(MISSED)
         (missed,) = cursor.fetchone()
+    said: dict[str, str] = {}
+    for worker in workers(using):
+        if worker.is_alive:
+            said |= worker.errors
     states = SidecarState.objects.using(using).in_bulk([key_of(sidecar) for sidecar in wanted])
     found = []
     for sidecar in wanted:
@@ -117,12 +174,33 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
             leased=leased,
             parked=parked,
             oldest_wait=oldest,
+            rate=float(rates.get(key, 0.0)),
             fill=fill_of(using, sidecar, states.get(key), missed, broken),
             schema_error=schema_error(sidecar, missing.get(key, [])),
+            error=settings_error(sidecar) or said.get(key, ""),
             last_error=last_error(using, key),
         )
         found.append(status)
     return found
+
+
+def workers(using: str) -> list[WorkerStatus]:
+    """The workers of a database that have not ended in order, the oldest first."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(WORKERS)
+        return [
+            WorkerStatus(name, doing, settled, json.loads(errors), started_at, seen)
+            for name, doing, settled, errors, started_at, seen in cursor.fetchall()
+        ]
+
+
+def settings_error(sidecar: type[EmbeddingModel]) -> str:
+    """What is wrong with the settings of a sidecar's embedder, ``""`` where nothing is."""
+    try:
+        settings.embedder(declaration_of(sidecar).embedder)
+    except ImproperlyConfigured as error:
+        return str(error)
+    return ""
 
 
 def schema_errors(using: str, wanted: Sequence[type[EmbeddingModel]]) -> dict[str, str]:

@@ -2,13 +2,19 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
+from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 from embedsync import status
-from embedsync.models import SidecarState
+from embedsync.models import Minute, SidecarState, WorkerState
 from embedsync.queue import Queue
+from example_project.postgres import PROJECT
 from tests.books import KEY, attach, execute, make_due, renamed
 from tests.library.models import Book, Seat
 
@@ -20,6 +26,15 @@ def run(*labels, **options):
     output = io.StringIO()
     call_command("embed_status", *labels, stdout=output, **options)
     return output.getvalue()
+
+
+def fail(*labels, **options):
+    """What the command writes before it fails, and why it does."""
+    output = io.StringIO()
+    with pytest.raises(CommandError) as error:
+        call_command("embed_status", *labels, stdout=output, **options)
+    assert error.value.returncode == 1
+    return output.getvalue(), str(error.value)
 
 
 def as_json(*labels, **options):
@@ -196,8 +211,11 @@ class TestSchema:
         if not filled:
             SidecarState.objects.all().delete()
         execute(sql)
-        assert self.error() == error
-        output = run()
+        written, why = fail(json=True)
+        wrong = [one for one in json.loads(written)["sidecars"] if one["schema_error"]]
+        assert [one["schema_error"] for one in wrong] == [error]
+        assert why == f"Not served: {wrong[0]['sidecar']}."
+        output, _ = fail()
         assert f"\n    {error}\n" in output
         assert "library.novelembedding" in output
         with pytest.raises(CommandError, match="Sidecars with a schema error: 1"):
@@ -210,14 +228,6 @@ class TestSchema:
 
 class TestTriggers:
     INSERT = "library_bookembedding_sync_insert"
-
-    def told(self, *labels):
-        """The listing, which has to fail where a trigger is not installed."""
-        output = io.StringIO()
-        with pytest.raises(CommandError) as error:
-            call_command("embed_status", *labels, triggers=True, stdout=output)
-        assert error.value.returncode == 1
-        return output.getvalue(), str(error.value)
 
     def test_all_are_installed(self):
         output = run("library.Book", triggers=True)
@@ -236,7 +246,7 @@ class TestTriggers:
     )
     def test_each_state_has_its_word(self, sql, state):
         execute(sql)
-        output, error = self.told()
+        output, error = fail(triggers=True)
         assert f"    {state:<9}  {self.INSERT}\n" in output
         assert "Not installed: 1 of " in error
         [found] = [one for one in self.json() if one["state"] != "installed"]
@@ -246,20 +256,17 @@ class TestTriggers:
 
     def json(self):
         """The listing for programs, which is whole though the command fails."""
-        output = io.StringIO()
-        with pytest.raises(CommandError):
-            call_command("embed_status", triggers=True, json=True, stdout=output)
-        return json.loads(output.getvalue())["triggers"]
+        return json.loads(fail(triggers=True, json=True)[0])["triggers"]
 
     def test_an_orphan_is_listed_unless_models_are_chosen(self):
         attach("lost", "library_hall", "library.gone")
-        output, _ = self.told()
+        output, _ = fail(triggers=True)
         assert "library.gone\n  library_hall\n    orphan     lost\n" in output
         assert "lost" not in run("library.Book", triggers=True)
 
     def test_triggers_of_a_table_that_is_gone_are_missing(self):
         execute("DROP TABLE library_memo CASCADE")
-        output, _ = self.told("library.Memo")
+        output, _ = fail("library.Memo", triggers=True)
         assert output.startswith(
             "library.memoembedding\n  orphaned: table library_memo is missing\n  library_memo\n"
         )
@@ -270,9 +277,9 @@ class TestCommand:
     def test_the_table_names_every_sidecar(self):
         lines = run().splitlines()
         assert lines[0].split() == [
-            "sidecar", "rows", "waiting", "leased", "parked", "oldest", "s", "fill"
+            "sidecar", "rows", "waiting", "leased", "parked", "oldest", "s", "rows/s", "fill"
         ]  # fmt: skip
-        assert "library.bookembedding" in [line.split()[0] for line in lines]
+        assert any(line.startswith("library.bookembedding ") for line in lines)
 
     def test_sources_and_sidecars_can_be_chosen(self):
         told = as_json("library.BookEmbedding", "library.memo", "library.Book")
@@ -303,9 +310,81 @@ class TestCommand:
             run(triggers=triggers)
 
     def test_no_model_is_loaded(self, settings):
-        settings.EMBEDSYNC_EMBEDDERS = {}  # so that there is none to load
+        backend = "tests.nowhere.Embedder"
+        settings.EMBEDSYNC_EMBEDDERS = {
+            alias: {**entry, "BACKEND": backend}
+            for alias, entry in settings.EMBEDSYNC_EMBEDDERS.items()
+        }
         assert "library.bookembedding" in run()
         assert "library.bookembedding" in run(triggers=True)
+
+
+class TestWorkers:
+    def test_those_that_are_alive_are_told_of(self):
+        assert run().endswith("\nno workers alive\n")
+        WorkerState.objects.create(name="host:1:ab", doing=f"embedding {KEY}", settled=1204)
+        WorkerState.objects.create(name="host:2:cd")
+        WorkerState.objects.create(name="host:3:ef", seen_at=timezone.now() - timedelta(minutes=12))
+        lines = run().splitlines()
+        assert "2 workers alive" in lines
+        assert any(f"host:1:ab  embedding {KEY}; 1204 rows since 20" in line for line in lines)
+        assert any("host:2:cd  idle; 0 rows" in line for line in lines)
+        assert any("host:3:ef  silent, probably dead; " in line for line in lines)
+        assert any("seen 720 s ago" in line for line in lines)
+        found = as_json()["workers"]
+        assert [one["name"] for one in found] == ["host:1:ab", "host:2:cd", "host:3:ef"]
+
+    def test_what_they_do_not_serve_is_named_as_long_as_they_live(self):
+        said = WorkerState.objects.create(name="host:1:ab", errors={KEY: "HTTP 401: wrong key"})
+        output, why = fail()
+        assert "    HTTP 401: wrong key\n" in output
+        assert why == f"Not served: {KEY}."
+        assert "host:1:ab" in run("library.Memo")
+        said.seen_at = timezone.now() - timedelta(minutes=12)
+        said.save()
+        assert "wrong key" not in run()
+
+    def test_an_embedder_that_the_settings_lack_is_named(self, settings):
+        settings.EMBEDSYNC_EMBEDDERS = {}
+        output, why = fail("library.Book")
+        assert "EMBEDSYNC_EMBEDDERS has no embedder 'scripted'" in output
+        assert why == f"Not served: {KEY}."
+
+    @pytest.mark.django_db(transaction=True)
+    def test_how_fast_they_are(self, drain):
+        drain()
+        Minute.objects.all().delete()
+        assert book()["rate"] == 0.0
+        now = timezone.now().replace(second=0, microsecond=0)
+        for minute, rows in ((now, 300), (now - timedelta(minutes=1), 900)):
+            Minute.objects.create(sidecar=KEY, minute=minute, embedded=rows - 100, unchanged=100)
+        Minute.objects.create(sidecar=KEY, minute=now - timedelta(minutes=3), embedded=10**6)
+        assert 8.0 < book()["rate"] < 20.1
+
+    @pytest.mark.parametrize("as_json", [True, False])
+    def test_a_lag_that_is_too_long(self, as_json):
+        Book.objects.create(title="waits")
+        execute("UPDATE embedsync_inbox SET queued_at = now() - interval '1 minute'")
+        run(max_lag=120.0, json=as_json)
+        output, why = fail(max_lag=30.0, json=as_json)
+        assert KEY in output
+        assert why.startswith(f"Rows have waited for more than 30 s: {KEY} for 60.")
+
+    @pytest.mark.django_db(transaction=True)
+    def test_it_is_watched_until_ctrl_c(self, environment):
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "embed_status", "--watch", "0.1"],
+            cwd=PROJECT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2):
+            assert any("workers alive" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (0, "")
 
 
 class TestRoles:
@@ -333,8 +412,8 @@ class TestRoles:
     def test_one_that_may_not_read_the_models_is_told_the_rest(self, role):
         Book.objects.create(title="waits")
         SidecarState.objects.all().delete()
-        ours = "embedsync_inbox, embedsync_ledger, embedsync_sidecar, embedsync_trigger"
-        role(f"SELECT ON {ours}")
+        tables = ("inbox", "ledger", "sidecar", "trigger", "worker", "minute")
+        role(f"SELECT ON {', '.join(f'embedsync_{table}' for table in tables)}")
         assert counts() == [None, 1, 0, 0]
         assert book()["fill"] == {"state": "not begun", "left": None}
         assert book()["schema_error"] == ""

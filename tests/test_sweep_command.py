@@ -200,10 +200,11 @@ def test_mistakes_are_named(library, arguments, complaint):
 
 
 def test_a_database_that_fails_is_named_after_the_report(drifted, monkeypatch):
-    monkeypatch.setattr(
-        "embedsync.sweep.read",
-        lambda *_: execute("SELECT pg_terminate_backend(pg_backend_pid())"),
-    )
+    def fail(*_):
+        execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        execute("SELECT 1")  # where the first has still been answered
+
+    monkeypatch.setattr("embedsync.sweep.read", fail)
     with pytest.raises(CommandError, match=r"'default' failed: .*\n.*goes on where"):
         run()
     connection.close()

@@ -1,26 +1,33 @@
 """``manage.py embed_status``: how each sidecar is, or how its triggers are."""
 
 import json
+import time
 from argparse import ArgumentParser
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
+from django.utils.timezone import localtime
 
 from embedsync.declaration import EmbeddingModel, key_of
+from embedsync.management.arguments import seconds
 from embedsync.status import (
     COUNTED,
     Fill,
     SidecarStatus,
+    WorkerStatus,
     chosen,
     schema_errors,
     statuses,
+    workers,
 )
 from embedsync.triggers import TriggerState, has_relation, trigger_states
 
-COLUMNS = ("sidecar", "rows", "waiting", "leased", "parked", "oldest s", "fill")
+COLUMNS = ("sidecar", "rows", "waiting", "leased", "parked", "oldest s", "rows/s", "fill")
+CLEAR = "\x1b[H\x1b[2J"  # of a terminal
 
 
 class Command(BaseCommand):
@@ -37,6 +44,20 @@ class Command(BaseCommand):
             "--triggers",
             action="store_true",
             help="list all triggers; exits 1 where one is not installed",
+        )
+        parser.add_argument(
+            "--max-lag",
+            type=seconds,
+            metavar="S",
+            help="exit 1 where a row has waited for more than so many seconds",
+        )
+        parser.add_argument(
+            "--watch",
+            type=seconds,
+            nargs="?",
+            const=2.0,
+            metavar="S",
+            help="tell again every so many seconds (default: 2), until Ctrl-C",
         )
         parser.add_argument("--json", action="store_true", help="for programs to read")
         parser.add_argument(
@@ -60,26 +81,67 @@ class Command(BaseCommand):
                 raise CommandError(f"Database {using!r} has no tables of embedsync: run migrate.")
             if options["triggers"]:
                 self.triggers(using, wanted, chosen=bool(labels), as_json=options["json"])
+            elif options["watch"] is not None:
+                self.watch(using, wanted, options["watch"])
             else:
-                self.sidecars(using, wanted, as_json=options["json"])
+                self.sidecars(using, wanted, as_json=options["json"], max_lag=options["max_lag"])
         except DatabaseError as error:
             first = str(error).partition("\n")[0]
             raise CommandError(f"Database {using!r}: {first}") from error
 
-    def sidecars(self, using: str, wanted: list[type[EmbeddingModel]], *, as_json: bool) -> None:
-        found = statuses(using, wanted)
+    def watch(self, using: str, wanted: list[type[EmbeddingModel]], every: float) -> None:
+        with suppress(KeyboardInterrupt):
+            while True:
+                found, alive = statuses(using, wanted), workers(using)
+                self.stdout.write(CLEAR if self.stdout.isatty() else "", ending="")
+                self.show(found, alive)
+                time.sleep(every)
+
+    def sidecars(
+        self,
+        using: str,
+        wanted: list[type[EmbeddingModel]],
+        *,
+        as_json: bool,
+        max_lag: float | None,
+    ) -> None:
+        found, known = statuses(using, wanted), workers(using)
         if as_json:
-            self.write_json(database=using, sidecars=[asdict(status) for status in found])
-            return
+            listed = [
+                {**asdict(worker), "started_at": worker.started_at.isoformat()} for worker in known
+            ]
+            self.write_json(
+                database=using, sidecars=[asdict(status) for status in found], workers=listed
+            )
+        else:
+            self.show(found, known)
+        wrong = [status.sidecar for status in found if not status.is_well]
+        if wrong:
+            raise CommandError(f"Not served: {', '.join(wrong)}.")
+        late = [one for one in found if max_lag is not None and one.oldest_wait > max_lag]
+        if late:
+            said = ", ".join(f"{one.sidecar} for {one.oldest_wait:.1f} s" for one in late)
+            raise CommandError(f"Rows have waited for more than {max_lag:g} s: {said}.")
+
+    def show(self, found: list[SidecarStatus], known: list[WorkerStatus]) -> None:
         lines = [COLUMNS, *map(cells, found)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        errors: list[list[str]] = [[], *([one.schema_error, one.last_error] for one in found)]
+        errors = [[], *([one.schema_error, one.error, one.last_error] for one in found)]
         for line, more in zip(lines, errors, strict=True):
             first, *numbers, last = line
             padded = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=False)]
             self.stdout.write("  ".join([first.ljust(widths[0]), *padded, last]))
             for error in filter(None, more):
                 self.stdout.write(f"    {error}")
+
+        alive = sum(worker.is_alive for worker in known)
+        self.stdout.write(f"\n{alive or 'no'} worker{'' if alive == 1 else 's'} alive")
+        for worker in known:
+            word = worker.doing or "idle" if worker.is_alive else "silent, probably dead"
+            self.stdout.write(
+                f"  {worker.name}  {word}; {worker.settled} rows since"
+                f" {localtime(worker.started_at):%Y-%m-%d %H:%M}, seen {worker.seen:.0f} s ago"
+            )
 
     def triggers(
         self, using: str, wanted: list[type[EmbeddingModel]], *, chosen: bool, as_json: bool
@@ -124,6 +186,7 @@ def cells(status: SidecarStatus) -> tuple[str, ...]:
         f"~{rows}" if status.rows_are_estimated else rows,
         *map(str, numbers),
         f"{status.oldest_wait:.1f}",
+        f"{status.rate:.1f}",
         fill_in_words(status.fill),
     )
 
