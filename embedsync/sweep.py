@@ -26,7 +26,15 @@ from django.db import (
 )
 
 from embedsync import state
-from embedsync.database import PREAMBLE, names_of, sqlstate, told, worker_transaction
+from embedsync.database import (
+    LOCK_NOT_AVAILABLE,
+    PREAMBLE,
+    TOO_LONG,
+    names_of,
+    sqlstate,
+    told,
+    worker_transaction,
+)
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
@@ -53,7 +61,6 @@ SNAPSHOT = (
     " SET LOCAL lock_timeout = '200ms';"
     " LOCK TABLE {tables} IN ACCESS SHARE MODE;"
 )
-LOCKED = "55P03"
 SECONDS_UNTIL_UNLOCKED = 1.0
 
 
@@ -150,7 +157,7 @@ def sweep(
         raise
     except OperationalError as error:
         # A timeout of this role, say: no reason to leave out all other sidecars, too.
-        if not connections[using].is_usable():
+        if sqlstate(error) not in TOO_LONG:
             raise
         return replace(run.swept, error=told(error))
     except (ImproperlyConfigured, state.SupersededError) as error:
@@ -202,7 +209,7 @@ class Run:
             try:
                 keys, kinds = self._read_page()
             except OperationalError as error:
-                if sqlstate(error) != LOCKED:
+                if sqlstate(error) != LOCK_NOT_AVAILABLE:
                     raise
                 logger.warning("the sweep of %s waits for a locked table", self.key)
                 self.pace.wait(SECONDS_UNTIL_UNLOCKED)
