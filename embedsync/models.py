@@ -94,7 +94,7 @@ class Ledger(models.Model):
 
 
 class LedgerRow(models.Model):
-    """A ``Ledger`` row with a key of one column, which Django's admin wants: a view, for reading."""
+    """A ``Ledger`` row with a key of one column, as Django's admin wants it: a view, to read."""
 
     key = models.TextField(primary_key=True)
     sidecar = models.TextField()
@@ -118,7 +118,7 @@ class LedgerRow(models.Model):
 class WorkerState(models.Model):
     """A worker, as it said of itself at ``seen_at``: what it is doing, and rows settled so far.
 
-    It says so when that changes, and now and then; one that has ended in order is not here any more.
+    It says so when that changes, and now and then; one that has ended in order is here no more.
     """
 
     name = models.TextField(primary_key=True)
