@@ -5,7 +5,6 @@ only the first line, because the next may quote the row.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from datetime import timedelta
 from itertools import groupby
 from operator import itemgetter
@@ -68,40 +67,44 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return request.user.has_perm(f"{self.opts.app_label}.{verb}_{self.opts.model_name}")
 
 
-class SidecarFilter(admin.SimpleListFilter):
-    """By sidecar, without a look at all rows for which there are."""
+class ColumnFilter(admin.SimpleListFilter):
+    """By one of the values that a column is known to have, without a look at all rows for them."""
 
-    title = parameter_name = "sidecar"
+    def values(self) -> Iterable[str]:
+        raise NotImplementedError
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        keys = SidecarState.objects.order_by("key").values_list("key", flat=True)
-        return [(key, key) for key in keys]
+        return [(value, value) for value in self.values()]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        return queryset.filter(sidecar=self.value()) if self.value() else queryset
+        return (
+            queryset.filter(**{str(self.parameter_name): self.value()})
+            if self.value()
+            else queryset
+        )
 
 
-class StateFilter(admin.SimpleListFilter):
+class StateFilter(ColumnFilter):
     title = parameter_name = "state"
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(state, state) for state in ("waiting", "leased", "parked")]
-
-    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        return queryset.filter(state=self.value()) if self.value() else queryset
+    def values(self) -> Iterable[str]:
+        return ["waiting", "leased", "parked"]
 
 
-class WorkerFilter(admin.SimpleListFilter):
+class SidecarFilter(ColumnFilter):
+    title = parameter_name = "sidecar"
+
+    def values(self) -> Iterable[str]:
+        return SidecarState.objects.order_by("key").values_list("key", flat=True)
+
+
+class WorkerFilter(ColumnFilter):
     """By the worker that had a row last, of those that have not ended."""
 
     title = parameter_name = "worker"
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        names = WorkerState.objects.order_by("name").values_list("name", flat=True)
-        return [(name, name) for name in names]
-
-    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        return queryset.filter(worker=self.value()) if self.value() else queryset
+    def values(self) -> Iterable[str]:
+        return WorkerState.objects.order_by("name").values_list("name", flat=True)
 
 
 @admin.register(LedgerRow)
@@ -136,10 +139,7 @@ class LedgerRowAdmin(ReadOnlyAdmin):
     ) -> Any:
         # By the ledger's own key, which has an index; no sidecar has a space in its name.
         sidecar, _, source_pk = object_id.partition(" ")
-        rows = self.get_queryset(request).filter(sidecar=sidecar, source_pk=source_pk)
-        with suppress(ValueError):  # a key that PostgreSQL cannot have
-            return rows.first()
-        return None
+        return self.get_queryset(request).filter(sidecar=sidecar, source_pk=source_pk).first()
 
     def has_retry_permission(self, request: HttpRequest) -> bool:
         return self.may(request, "change")

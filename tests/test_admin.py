@@ -161,7 +161,7 @@ class TestLedger:
             assert response.context["original"].source_pk == pk
             assert "1 of 1 rows were discarded" in act(admin_client, "discard", key(pk))
 
-    @pytest.mark.parametrize("row", ["nothing", key("77"), key("\0")])
+    @pytest.mark.parametrize("row", ["nothing", key("77")])
     def test_a_row_that_is_not_there_has_no_page(self, admin_client, row):
         url = reverse("admin:embedsync_ledgerrow_change", args=[quote(row)])
         assert admin_client.get(url).status_code == 302
@@ -523,7 +523,9 @@ urlpatterns = [path("admin/", admin.site.urls)]
 A_VISIT = """
 from django.contrib.auth.models import User
 from django.test import Client
+from django.test.utils import setup_test_environment
 
+setup_test_environment()  # which keeps what templates were told
 client = Client()
 client.force_login(User.objects.create_superuser("admin"))
 ledger = "/admin/embedsync/ledgerrow/"
