@@ -1,67 +1,43 @@
-"""Django's admin: what is owed, how each sidecar is, who works; and two actions on the ledger."""
+"""Django's admin: what is owed, row by row, the two actions on it, and who may do what."""
 
 import re
 import threading
-from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 from django.contrib import admin
 from django.contrib.admin.utils import quote
 from django.contrib.auth.models import Permission, User
-from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connection, connections
 from django.urls import reverse
-from django.utils import timezone
 
-from embedsync import chart
-from embedsync.admin import in_words
-from embedsync.models import Ledger, LedgerRow, Minute, SidecarState, WorkerState
+from embedsync.models import Ledger, LedgerRow, SidecarState, WorkerState
 from embedsync.queue import Queue, discard
-from tests.books import KEY, BookEmbedding, execute, make_due, renamed
+from tests.books import KEY, BookEmbedding, execute, make_due
 from tests.library.models import Book
-from tests.migration_project import Project
-from tests.shop import DECLARED, insert
+from tests.owed import (
+    BOOKS,
+    LATER,
+    LEDGER,
+    PARCEL_KEY,
+    SIDECARS,
+    TOKEN,
+    WORKERS,
+    act,
+    key,
+    listed,
+    owe,
+    owe_all_kinds,
+)
 from tests.sync import assert_in_step
-from tests.test_browser import browser  # noqa: F401
-from tests.test_browser import pytestmark as needs_browser
 
 pytestmark = pytest.mark.django_db
-
-PARCEL_KEY = "library.parcelembedding"
-LEDGER = "/admin/embedsync/ledgerrow/"
-SIDECARS = "/admin/embedsync/sidecarstate/"
-WORKERS = "/admin/embedsync/workerstate/"
-BOOKS = f"{SIDECARS}library.bookembedding/"
-TOKEN = "b6a1b5a6-6f0a-4a3c-9d3e-0e5a3f1f2c11"
-
-
-def key(pk, sidecar=KEY):
-    return f"{sidecar} {pk}"
-
-
-def owe(pk, run_at="NULL", *, key=KEY, token=None, error="", ago=0, worker=""):
-    """A row of the ledger; ``run_at`` is SQL."""
-    execute(
-        "INSERT INTO embedsync_ledger"
-        " (sidecar, source_pk, run_at, token, queued_at, last_error, worker, attempts)"
-        f" VALUES (%s, %s, {run_at}, %s, now() - %s * interval '1 second', %s, %s, 3)",
-        [key, pk, token, ago, error, worker],
-    )
-
-
-LATER, EARLIER = "now() + interval '1 hour'", "now() - interval '1 hour'"
 
 
 @pytest.fixture
 def rows(db):
-    """Two parked rows, one that waits, one whose lease has run out, and one in a worker's hands."""
-    owe("parked", error="DataError: bad\nDETAIL: row (1, secret)", ago=7300)
-    owe("other", key=PARCEL_KEY, error="RateLimit: " + "x" * 300)
-    owe("waits", LATER)
-    owe("late", EARLIER, token=TOKEN, worker="dead")
-    owe("leased", LATER, token=TOKEN, worker="host:1")
+    owe_all_kinds()
 
 
 @pytest.fixture
@@ -75,25 +51,6 @@ def staff(client):
         return client
 
     return log_in
-
-
-def listed(response):
-    """The rows of a list, by what stands in their first column, as texts by column."""
-    cells = re.compile(r'<t[hd] class="field-(\w+)[^>]*>(.*?)</t[hd]>', re.DOTALL)
-    found = {}
-    for line in re.findall(r"<tr>.*?</tr>", response.content.decode(), re.DOTALL):
-        texts = {name: re.sub(r"<[^>]+>", "", text).strip() for name, text in cells.findall(line)}
-        if texts:
-            found[next(iter(texts.values()))] = texts
-    return found
-
-
-def act(client, action, *pks, **more):
-    """Run an action on rows; returns what is said afterwards."""
-    data = {"action": action, "_selected_action": list(pks), **more}
-    response = client.post(LEDGER, data, follow=True)
-    assert response.status_code == 200
-    return " ".join(map(str, response.context["messages"]))
 
 
 def left():
@@ -327,298 +284,25 @@ class TestRights:
         assert client.get(SIDECARS).status_code == client.get(WORKERS).status_code == 200
         assert client.get(LEDGER).status_code == 403
 
-
-class TestSidecars:
-    def test_each_is_told_of(self, admin_client, rows):
-        found = listed(admin_client.get(SIDECARS))[KEY]
-        assert {name: found[name] for name in ("embedded", "waiting", "leased", "parked")} == {
-            "embedded": "0",
-            "waiting": "2",
-            "leased": "1",
-            "parked": "1",
-        }
-        assert found["fill"] == "complete"
-
-    @pytest.mark.django_db(transaction=True)
-    def test_its_page_tells_more(self, admin_client, drain, settings):
-        settings.EMBEDSYNC_MAX_ATTEMPTS = 1
-        Book.objects.bulk_create([Book(title="good"), Book(title="FAIL")])
-        drain()
-        WorkerState.objects.create(name="alive", doing="embedding library.bookembedding")
-        WorkerState.objects.create(name="dead", seen_at=timezone.now() - timedelta(minutes=4))
-        page = admin_client.get(BOOKS, follow=True).content.decode()
-        assert "RuntimeError: the provider is unwell" in page
-        assert "embedding library.bookembedding" in page
-        assert "dead" not in page
-        assert f"{LEDGER}?sidecar={KEY}" in page
-        assert page.count("<svg class") == 2
-        assert page.count('class="bar"') == 96
-
-    def test_what_the_project_or_the_database_has_no_more_breaks_nothing(self, admin_client):
-        SidecarState.objects.create(key="gone.thing")
-        with renamed("library_bookembedding"), renamed("library_parcel", "no_parcel"):
-            found = listed(admin_client.get(SIDECARS))
-            page = admin_client.get(BOOKS, follow=True)
-        assert found["gone.thing"]["fill"] == "not declared by this project"
-        assert found["gone.thing"]["waiting"] == "-"
-        assert found[KEY]["embedded"] == "?"
-        assert b"table library_bookembedding is missing" in page.content
-        page = admin_client.get(f"{SIDECARS}gone.thing/change/")
-        assert b"not declared by this project" in page.content
-
-    def test_numbers_of_other_countries_do_not_bend_the_chart(self, admin_client, settings):
-        settings.LANGUAGE_CODE = "de"
-        settings.USE_THOUSAND_SEPARATOR = True
-        now = timezone.now().replace(second=0, microsecond=0)
-        Minute.objects.create(sidecar=KEY, minute=now, embedded=12345, waiting=54321)
-        page = admin_client.get(BOOKS, follow=True).content.decode()
-        assert 'x="1425"' in page
-        assert " 1432,0" in page
-        assert "12.345" in page
-
-    def test_a_page_costs_few_queries(self, admin_client, django_assert_max_num_queries):
-        count = SidecarState.objects.count()
-        assert count > 5
-        with django_assert_max_num_queries(12 + 3 * count):
-            assert len(listed(admin_client.get(SIDECARS))) == count
-        with django_assert_max_num_queries(18):
-            assert admin_client.get(f"{BOOKS}change/").status_code == 200
-
-    def test_one_that_is_not_there_has_no_page(self, admin_client):
-        assert admin_client.get(f"{SIDECARS}nothing/change/").status_code == 302
-
-
-class TestChart:
-    START = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-    def minute(self, minutes, **counts):
-        return Minute(
-            sidecar=KEY,
-            minute=self.START + timedelta(minutes=minutes),
-            **{"embedded": 0, "unchanged": 0, "failed": 0, "waiting": 0, **counts},
-        )
-
-    def test_minutes_are_put_together_by_steps(self):
-        minutes = [
-            self.minute(0, embedded=3, unchanged=2, failed=1, waiting=7),
-            self.minute(14, embedded=10, waiting=4),
-            self.minute(15, unchanged=1),
-            self.minute(24 * 60 - 1, failed=5),
-        ]
-        found = chart.points(minutes, self.START, 24)
-        assert len(found) == 96
-        assert found[0] == chart.Point(self.START, done=15, failed=1, waiting=7)
-        assert found[1] == chart.Point(self.START + timedelta(minutes=15), done=1)
-        assert found[2] == chart.Point(self.START + timedelta(minutes=30))
-        assert found[95].failed == 5
-
-    def test_bars_and_line_fill_the_plot(self):
-        minutes = [self.minute(0, embedded=30, failed=10, waiting=8), self.minute(59, embedded=1)]
-        points = chart.points(minutes, self.START, 1)
-        drawn = chart.Chart(1, self.START + timedelta(hours=1), points)
-        first, second, *_, last = drawn.bars
-        assert (first.x, first.width, first.done, first.failed) == (0, 24, 150, 50)
-        assert (first.done_top, first.failed_top) == (50, 0)
-        assert (second.done, second.failed, second.done_top) == (0, 0, 200)
-        assert (last.x, last.done) == (1416, 5)
-        assert drawn.line.split()[:2] == ["12,0", "36,200"]
-        assert (drawn.done, drawn.failed, drawn.most_done, drawn.most_waiting) == (31, 10, 40, 8)
-
-    def test_a_quiet_day_is_flat(self, db):
-        quiet = chart.Chart.of(KEY)
-        assert {bar.done + bar.failed for bar in quiet.bars} == {0}
-        assert {point.split(",")[1] for point in quiet.line.split()} == {"200"}
-
     @pytest.mark.parametrize(
-        ("asked", "hours", "bars"),
-        [("1", 1, 60), ("6", 6, 72), ("24", 24, 96), ("48", 48, 96), ("", 24, 96), ("x", 24, 96)],
+        ("rights", "action", "said"),
+        [
+            ("SELECT, UPDATE", "retry", "1 of 1 rows are due again."),
+            ("SELECT, UPDATE, DELETE", "discard", "1 of 1 rows were discarded."),
+        ],
     )
-    def test_the_hours_can_be_chosen(self, admin_client, asked, hours, bars):
-        now = timezone.now()
-        for minutes in (0, 59, 61, 60 * 48 - 31):
-            Minute.objects.create(
-                sidecar=KEY, minute=now - timedelta(minutes=minutes), unchanged=1, waiting=minutes
-            )
-        Minute.objects.create(sidecar=PARCEL_KEY, minute=now, embedded=100)
-        page = admin_client.get(f"{BOOKS}change/", {"hours": asked})
-        assert page.context["chart"].hours == hours
-        assert page.content.decode().count('class="bar"') == bars
-        assert page.context["chart"].points[-1].done in (1, 2)
-        assert page.context["chart"].done == {1: 2, 6: 3, 24: 3, 48: 4}[hours]
-
-    def test_now_is_in_the_last_step(self):
-        now = datetime(2026, 1, 1, 23, 59, 59, tzinfo=UTC)
-        for step in chart.STEPS.values():
-            assert chart.end_of_step(now, step) == datetime(2026, 1, 2, tzinfo=UTC)
-
-
-class TestWorkers:
-    def test_each_is_alive_or_not(self, admin_client, django_assert_max_num_queries):
-        WorkerState.objects.create(name="host:1", doing="embedding", settled=7)
-        WorkerState.objects.create(name="host:2", seen_at=timezone.now() - timedelta(minutes=4))
-        with django_assert_max_num_queries(6):
-            page = admin_client.get(WORKERS)
-        assert [row.alive for row in page.context["cl"].result_list] == [True, False]
-        assert listed(page)["host:1"]["settled"] == "7"
-        assert b"host:1" in admin_client.get(f"{WORKERS}host_3A1/change/").content
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(-5, "0 s"), (0.2, "0 s"), (59, "59 s"), (61, "1 minute"), (90061, "1 day, 1 hour")],
-)
-def test_a_time_is_told_in_words(seconds, words):
-    assert in_words(seconds).replace("\xa0", " ") == words
-
-
-def test_sidecars_are_not_shown_because_django_refuses_them():
-    """So no vector gets onto a page by mistake: composite keys are refused, and inlines too."""
-
-    class Inline(admin.TabularInline):
-        model = BookEmbedding
-
-    class BookAdmin(admin.ModelAdmin):
-        inlines = [Inline]
-
-    with pytest.raises(ImproperlyConfigured, match="composite primary key"):
-        admin.site.register(BookEmbedding)
-    assert [error.id for error in BookAdmin(Book, admin.site).check()] == ["admin.E202"]
-
-
-CONTRIB = ["admin", "auth", "contenttypes", "messages", "sessions"]
-TWO_DATABASES = """
-DATABASES["other"] = {other!r}
-ALLOWED_HOSTS = ["testserver"]
-ROOT_URLCONF = "urls"
-MIDDLEWARE = [
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-]
-TEMPLATES = [{{
-    "BACKEND": "django.template.backends.django.DjangoTemplates",
-    "APP_DIRS": True,
-    "OPTIONS": {{"context_processors": [
-        "django.template.context_processors.request",
-        "django.contrib.auth.context_processors.auth",
-        "django.contrib.messages.context_processors.messages",
-    ]}},
-}}]
-STATIC_URL = "static/"
-
-class Router:
-    def db_for_read(self, model, **hints):
-        return "other" if model._meta.app_label in ("embedsync", "shop") else "default"
-
-    db_for_write = db_for_read
-
-DATABASE_ROUTERS = ["settings.Router"]
-"""
-URLS = """
-from django.contrib import admin
-from django.urls import path
-
-urlpatterns = [path("admin/", admin.site.urls)]
-"""
-A_VISIT = """
-from django.contrib.auth.models import User
-from django.test import Client
-from django.test.utils import setup_test_environment
-
-setup_test_environment()  # which keeps what templates were told
-client = Client()
-client.force_login(User.objects.create_superuser("admin"))
-ledger = "/admin/embedsync/ledgerrow/"
-for action in ("retry", "discard"):
-    data = {"action": action, "_selected_action": ["shop.movieembedding 1"]}
-    page = client.post(ledger, data, follow=True)
-    print(page.status_code, *page.context["messages"])
-page = client.get("/admin/embedsync/sidecarstate/shop.movieembedding/change/")
-print(page.status_code, page.context["original"].status.rows)
-"""
-
-
-def test_it_works_on_the_database_that_the_router_names(project, tmp_path):
-    other = Project(tmp_path / "other", project.server)
-    (tmp_path / "urls.py").write_text(URLS)
-    try:
-        code = project.code(
-            DECLARED.models,
-            apps=[f"django.contrib.{name}" for name in CONTRIB],
-            more=TWO_DATABASES.format(other=other.database()),
-        )
-        code.run("makemigrations")
-        code.run("migrate")
-        code.run("migrate", "--database", "other")
-        insert(other, "one", "two")
-        code.run("embed_worker", "--drain", "--database", "other")
-        other.sql(
-            "INSERT INTO embedsync_ledger (sidecar, source_pk, queued_at)"
-            " VALUES ('shop.movieembedding', '1', now()), ('shop.movieembedding', '2', now())"
-        )
-        said = code.run("shell", "--no-imports", "-c", A_VISIT)
-        assert "200 1 of 1 rows are due again." in said
-        assert "200 1 of 1 rows were discarded." in said
-        assert "200 2\n" in said
-        assert other.sql("SELECT source_pk FROM embedsync_ledger") == [("2",)]
-    finally:
-        other.remove()
-
-
-def test_it_is_not_asked_for_where_there_is_no_admin(project):
-    code = project.code(DECLARED.models)
-    asked = (
-        "import sys; print({'embedsync.admin', 'django.contrib.admin.options'} & {*sys.modules})"
-    )
-    assert code.run("shell", "--no-imports", "-c", asked).strip() == "set()"
-
-
-@needs_browser
-@pytest.mark.django_db(transaction=True)
-def test_a_parked_row_is_retried_in_a_browser(live_server, admin_user, browser):  # noqa: F811
-    owe("17", error="RuntimeError: unwell")
-    owe("18", LATER)
-
-    def find(selector):
-        return browser.find_element("css selector", selector)
-
-    browser.get(live_server.url + LEDGER)
-    find("#id_username").send_keys("admin")
-    find("#id_password").send_keys("password\ue007")
-    browser.find_element("link text", "parked").click()
-    assert "state=parked" in browser.current_url
-    assert [row.text for row in browser.find_elements("css selector", "th.field-source_pk")] == [
-        "17"
-    ]
-    find("input.action-select").click()
-    find("select[name=action] option[value=retry]").click()
-    find("button[name=index]").click()
-    assert find(".messagelist .success").text == "1 of 1 rows are due again."
-    assert not Ledger.objects.filter(run_at=None).exists()
-
-
-@needs_browser
-@pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_chart_has_the_colours_of_the_theme(live_server, client, admin_user, browser, theme):  # noqa: F811
-    Minute.objects.create(sidecar=KEY, minute=timezone.now(), embedded=30, failed=10, waiting=5)
-    SidecarState.objects.get_or_create(key=KEY)
-    client.force_login(admin_user)
-    browser.get(live_server.url + "/admin/login/")
-    browser.add_cookie({"name": "sessionid", "value": client.cookies["sessionid"].value})
-    browser.get(f"{live_server.url}{BOOKS}change/")
-    browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
-    fills = browser.execute_script(
-        "return [...[...document.querySelectorAll('g.bar')].at(-1).querySelectorAll('rect')]"
-        ".map(bar => [getComputedStyle(bar).fill, bar.getBoundingClientRect().height > 0])"
-    )
-    variables = browser.execute_script(
-        "const root = getComputedStyle(document.documentElement);"
-        "return ['--secondary', '--error-fg'].map(name => root.getPropertyValue(name))"
-    )
-    assert fills == [[rgb(colour), True] for colour in variables]
-
-
-def rgb(colour):
-    """``#417690``, as a browser computes it."""
-    return f"rgb{tuple(bytes.fromhex(colour.strip('# ')))}"
+    def test_a_role_needs_few_rights(self, admin_client, rows, rights, action, said):
+        """Those that docs/operations.md names, beside those on Django's own tables."""
+        execute("CREATE ROLE embedsync_site")
+        for table in connection.introspection.table_names():
+            if table.startswith(("auth_", "django_")):
+                execute(f"GRANT ALL ON {table} TO embedsync_site")
+        ours = ("inbox", "ledger_row", "sidecar", "worker", "minute")
+        execute(f"GRANT SELECT ON {', '.join(f'embedsync_{n}' for n in ours)} TO embedsync_site")
+        execute(f"GRANT {rights} ON embedsync_ledger TO embedsync_site")
+        execute("SET LOCAL ROLE embedsync_site")
+        assert len(listed(admin_client.get(LEDGER))) == 5
+        assert listed(admin_client.get(SIDECARS))[KEY]["embedded"] == "?"
+        assert admin_client.get(f"{BOOKS}change/").status_code == 200
+        assert admin_client.get(WORKERS).status_code == 200
+        assert act(admin_client, action, key("parked")).startswith(said)
