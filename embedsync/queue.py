@@ -347,6 +347,18 @@ def retry(
         return int(cursor.rowcount)
 
 
+def discard(using: str, pairs: Sequence[tuple[str, str]]) -> int:
+    """Forget what is owed for rows, given as pairs of sidecar and key; what is leased stays.
+
+    Their vectors stay as they are, or missing, until the rows change or a sweep finds them. Returns
+    how many.
+    """
+    keys, pks = [key for key, _ in pairs], [pk for _, pk in pairs]
+    with worker_transaction(using) as cursor:
+        cursor.execute(statement("discard"), {"keys": keys, "pks": pks})
+        return int(cursor.rowcount)
+
+
 def whose(claim: Claim) -> dict[str, Any]:
     """What a claim's rows are known by in the ledger."""
     return {"key": claim.key, "token": claim.token}
