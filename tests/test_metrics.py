@@ -7,7 +7,7 @@ import urllib.request
 from urllib.error import URLError
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 from django.urls import path
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
@@ -159,6 +159,20 @@ class TestStatus:
             "UPDATE embedsync_worker SET seen_at = now() - interval '4 minutes' WHERE name = 'a:1'"
         )
         assert scraped()["embedsync_workers", "default"] == 1
+
+    def test_a_role_needs_the_rights_that_the_docs_name(self, transactional_db):
+        with transaction.atomic():
+            execute("CREATE ROLE embedsync_reader")
+            ours = ", ".join(
+                f"embedsync_{name}" for name in ("inbox", "ledger", "sidecar", "worker")
+            )
+            execute(f"GRANT SELECT ON {ours} TO embedsync_reader")
+            execute("SET LOCAL ROLE embedsync_reader")
+            found = scraped()
+            transaction.set_rollback(True)
+        assert found["embedsync_up", "default"] == 1
+        assert ("embedsync_waiting_rows", KEY) in found
+        assert ("embedsync_rows", KEY) not in found
 
     def test_a_registry_learns_the_names_without_a_question(self, django_assert_num_queries):
         registry = CollectorRegistry(auto_describe=True)
