@@ -69,7 +69,7 @@ class Heartbeat:
             cursor.execute(
                 statement("beat"), {"name": self.name, "settled": self.settled, **self._said}
             )
-            if self._counts and now >= self._sample_at:
+            if now >= self._sample_at:
                 self._sample_at = now + SAMPLE_SECONDS
                 cursor.execute(statement("sample"), {"served": served})
             if now >= self._prune_at:

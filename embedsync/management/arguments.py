@@ -15,3 +15,10 @@ def whole_number(text: str) -> int:
     if (value := int(text)) < 1:
         raise ValueError
     return value
+
+
+def port(text: str) -> int:
+    """A number of a TCP port."""
+    if not 0 < (value := int(text)) < 65536:
+        raise ValueError
+    return value

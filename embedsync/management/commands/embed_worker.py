@@ -11,7 +11,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, OperationalError, connections
 
-from embedsync.management.arguments import seconds, whole_number
+from embedsync.management.arguments import port, seconds, whole_number
+from embedsync.management.metrics import serve_metrics
 from embedsync.progress import drain_progress
 from embedsync.status import chosen
 from embedsync.worker import Worker
@@ -65,6 +66,9 @@ class Command(BaseCommand):
         parser.add_argument(
             "--database", default=DEFAULT_DB_ALIAS, help="the database to serve (default: default)"
         )
+        parser.add_argument(
+            "--metrics-port", type=port, metavar="N", help="count for Prometheus on this TCP port"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["database"] not in connections:
@@ -75,6 +79,8 @@ class Command(BaseCommand):
             only = chosen(options["only"], options["database"]) if options["only"] else None
         except LookupError as error:
             raise CommandError(str(error)) from error
+        if options["metrics_port"]:
+            serve_metrics(options["metrics_port"])
         worker = Worker(
             options["database"],
             only=only,
