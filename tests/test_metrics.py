@@ -164,7 +164,7 @@ class TestStatus:
         with transaction.atomic():
             execute("CREATE ROLE embedsync_reader")
             ours = ", ".join(
-                f"embedsync_{name}" for name in ("inbox", "ledger", "sidecar", "worker")
+                f"embedsync_{name}" for name in ("inbox", "ledger", "sidecar", "worker", "minute")
             )
             execute(f"GRANT SELECT ON {ours} TO embedsync_reader")
             execute("SET LOCAL ROLE embedsync_reader")
