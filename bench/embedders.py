@@ -1,5 +1,6 @@
 """An embedder that costs nothing, so that what is left is the worker and the server."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,3 +20,13 @@ class NoCostEmbedder(Embedder):
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         vectors: Vectors = self.rows[: len(texts)]  # type: ignore[assignment]
         return vectors
+
+
+class DistantEmbedder(NoCostEmbedder):
+    """As a provider that answers each call after 200 ms, however many it is asked at a time."""
+
+    batch_size = 100
+
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        time.sleep(0.2)
+        return super().embed_documents(texts)

@@ -23,6 +23,8 @@ BENCHMARKS = (
     "capture_commits",
     "capture_rename",
     "drain",
+    "worker",
+    "backlog",
     "search",
     "sweep",
 )

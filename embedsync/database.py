@@ -1,6 +1,6 @@
 """How a worker talks to its database: its transactions, its cursors, the names it uses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -138,6 +138,22 @@ def source_columns(sidecar: type[EmbeddingModel], using: str) -> list[str]:
 def all_rows(sidecar: type[EmbeddingModel], using: str) -> "models.QuerySet[models.Model]":
     """The source's rows, past any manager of the application's, its base manager included."""
     return models.QuerySet(source_of(sidecar), using=using)
+
+
+def given(
+    rows: "models.QuerySet[Any]", columns: str, key: str, pks: Sequence[str], names: Names
+) -> "models.QuerySet[Any]":
+    """Those of ``rows`` that have the keys ``pks``, with their key as ``embedsync_key``.
+
+    The keys are the database's own text, as trigger and ledger have it, past the fields'
+    conversions, and one parameter.
+    """
+    found = f"SELECT {names.given_key} FROM unnest(%s::text[]) AS embedsync_given(key)"
+    asked = RawSQL(f"({columns}) IN ({found})", [list(pks)], models.BooleanField())  # noqa: S611
+    keyed: models.QuerySet[Any] = rows.filter(asked).annotate(
+        embedsync_key=RawSQL(key, [], models.TextField())  # noqa: S611
+    )
+    return keyed
 
 
 def eligible(sidecar: type[EmbeddingModel], using: str) -> "models.QuerySet[models.Model]":

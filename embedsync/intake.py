@@ -44,9 +44,9 @@ class Intake:
         def room() -> int:
             return size - sum(len(claim.attempts) for claim in claims)
 
-        truncated = self.queue.truncated(list(self.services))
+        truncated, hops = self.queue.rare(list(self.services))
         self.unfilled |= set(truncated)
-        expanded = self._expand()
+        expanded = self._expand(hops)
         # A share for retries and one for the fill, however many events come in.
         claims += self.queue.due(ready, max(1, size // 4))
         retries = size - room()
@@ -81,10 +81,10 @@ class Intake:
             self.unfilled.discard(key)
         return page
 
-    def _expand(self) -> int:
+    def _expand(self, hops: list[tuple[str, str]]) -> int:
         """Expand events of related rows. Returns how many events and rows moved."""
         moved = 0
-        for key, hop in self.queue.hops(list(self.services)):
+        for key, hop in hops:
             if key not in self.services:
                 continue
             sidecar = self.services[key].sidecar

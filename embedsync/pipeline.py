@@ -21,7 +21,7 @@ from embedsync.declaration import EmbeddingModel, declaration_of
 from embedsync.embedders import RefusedError, UnavailableError
 from embedsync.queue import Claim, Queue
 from embedsync.service import Embedded, Service, halves
-from embedsync.text import digest, read, within
+from embedsync.text import digest, read
 
 logger = logging.getLogger("embedsync")
 
@@ -42,7 +42,7 @@ class Part:
     counted: bool = True
     digests: dict[str, bytes] = field(default_factory=dict)
     blank: list[str] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
+    unchanged: set[str] = field(default_factory=set)
 
     @property
     def wanted(self) -> list[str]:
@@ -160,8 +160,9 @@ class Pipeline:
             self.claims.append(claim)
             lane = self._lane(service)
             first = [pk for pk in claim.pks if claim.attempts[pk] == 1]
+            others = [pk for pk in claim.pks if claim.attempts[pk] > 1]
             lane.waiting += [Part(service, claim, pks) for pks in self._split(service, first)]
-            alone = [Part(service, claim, [pk], alone=True) for pk in claim.pks if pk not in first]
+            alone = [Part(service, claim, [pk], alone=True) for pk in others]
             lane.waiting += alone
             again.append((claim, alone))
         for claim, alone in again:
@@ -255,19 +256,17 @@ class Pipeline:
             return
         with self._blaming(lane, part):
             using, sidecar = self.queue.using, part.service.sidecar
-            fitting = within(sidecar, part.pks, using, settings.batch_bytes)
-            if len(fitting) < len(part.pks):
-                rest = part.pks[len(fitting) :]
-                lane.waiting.appendleft(replace(part, pks=rest))
-                part.pks = fitting
             if not part.counted:
                 self.queue.count(part.claim, part.pks, 1)
                 part.counted = True
-            texts, stored = read(sidecar, part.pks, using)
+            texts, stored, pks = read(sidecar, part.pks, using, settings.batch_bytes)
+            if len(pks) < len(part.pks):
+                lane.waiting.appendleft(replace(part, pks=part.pks[len(pks) :]))
+                part.pks = pks
             fingerprint = part.service.embedder.fingerprint
             part.digests = {pk: digest(fingerprint, text) for pk, text in texts.items() if text}
             part.blank = [pk for pk, text in texts.items() if not text]
-            part.unchanged = [pk for pk, now in part.digests.items() if stored.get(pk) == now]
+            part.unchanged = {pk for pk, now in part.digests.items() if stored.get(pk) == now}
             if part.wanted:
                 wanted = {pk: texts[pk] for pk in part.wanted}
                 lane.begin(part, wanted, lambda: self._is_left(part))
@@ -284,7 +283,7 @@ class Pipeline:
             {pk: (part.digests[pk], vector) for pk, vector in found.vectors.items()},
             blank=part.blank,
             gone=[pk for pk in part.pks if pk not in part.digests and pk not in part.blank],
-            unchanged=part.unchanged,
+            unchanged=sorted(part.unchanged),
         )
         if done.lost:
             logger.warning("lost the lease of %d rows of %s", done.lost, claim.key)

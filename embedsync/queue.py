@@ -156,9 +156,22 @@ class Queue:
         found = claims(((k, pk, n) for *_, k, pk, n in rows if k is not None), token)
         return picked, [replace(claim, filling=True) for claim in found]
 
-    def truncated(self, served: Sequence[str]) -> list[str]:
-        """Compare truncated sources with their sidecars from the start; returns whose they are."""
+    def rare(self, served: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+        """Of the oldest events that are not of rows: truncated sidecars; sidecars and their hops.
+
+        What was truncated is then to be compared with its sidecar from the start.
+        """
         with self.transaction() as cursor:
+            cursor.execute(
+                "SELECT DISTINCT sidecar, hop FROM (SELECT sidecar, hop FROM embedsync_inbox"
+                " WHERE kind <> 'row' AND sidecar = ANY(%s) ORDER BY seq LIMIT %s) AS oldest"
+                " ORDER BY sidecar, hop",
+                [list(served), HOPS_AT_ONCE],
+            )
+            found = cursor.fetchall()
+            hops = [(key, hop) for key, hop in found if hop is not None]
+            if len(hops) == len(found):
+                return [], hops
             cursor.execute(
                 "DELETE FROM embedsync_inbox WHERE seq IN (SELECT seq FROM embedsync_inbox"
                 " WHERE kind = 'truncate' AND sidecar = ANY(%s)"
@@ -169,19 +182,7 @@ class Queue:
             keys = sorted({key for (key,) in cursor.fetchall()})
             for key in keys:
                 state.refill(cursor, key)
-        return keys
-
-    def hops(self, served: Sequence[str]) -> list[tuple[str, str]]:
-        """The sidecars, and their hops, of the oldest events of related rows."""
-        with self.transaction() as cursor:
-            cursor.execute(
-                "SELECT DISTINCT sidecar, hop FROM (SELECT sidecar, hop FROM embedsync_inbox"
-                " WHERE kind = 'hop' AND sidecar = ANY(%s) ORDER BY seq LIMIT %s) AS oldest"
-                " ORDER BY sidecar, hop",
-                [list(served), HOPS_AT_ONCE],
-            )
-            found: list[tuple[str, str]] = cursor.fetchall()
-        return found
+        return keys, hops
 
     def expand(self, sidecar: type[EmbeddingModel], hop: str) -> int:
         """Turn events of related rows into work for the rows of the source that they belong to.

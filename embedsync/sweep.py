@@ -293,7 +293,7 @@ class Run:
         if not keys:
             return {}
         try:
-            texts, stored = read(self.sidecar, keys, self.using)
+            texts, stored, _ = read(self.sidecar, keys, self.using)
             wanted = {key: digest(self.embedder, text) for key, text in texts.items() if text}
         except (OperationalError, InterfaceError, ProgrammingError):
             raise

@@ -1,46 +1,46 @@
 """A row's text: what of a row is embedded, and the digest that tells whether it changed."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from string import Formatter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from django.db import connections
-from django.db.models import (
-    BigIntegerField,
-    BooleanField,
-    CharField,
-    F,
-    Func,
-    JSONField,
-    QuerySet,
-    Sum,
-    TextField,
-)
-from django.db.models.expressions import RawSQL
+from django.db.models import QuerySet
 
-from embedsync.database import Names, all_rows, eligible, names_of, worker_transaction
+from embedsync.database import eligible, given, names_of, worker_transaction
 from embedsync.declaration import EmbeddingModel, declaration_of, rows_of
 from embedsync.path import Path, follow
+from embedsync.size import within
 from embedsync.source import Declaration
 
 T = TypeVar("T")
 
-SHORT_TEXT = 1000  # characters; columns that hold no more are not measured
+
+class Rows(NamedTuple):
+    """Rows as they are now: texts by key, and digests of the vectors that there are, by key.
+
+    A row that is gone or does not meet the condition has no text; one that is blank has ``""``.
+    ``pks`` are those that were read.
+    """
+
+    texts: dict[str, str]
+    digests: dict[str, bytes]
+    pks: list[str]
 
 
 def read(
-    sidecar: type[EmbeddingModel], pks: Sequence[str], using: str
-) -> tuple[dict[str, str], dict[str, bytes]]:
-    """The texts of rows as they are now, and the digests of their vectors, both by key.
+    sidecar: type[EmbeddingModel], pks: Sequence[str], using: str, limit: int | None = None
+) -> Rows:
+    """Read rows, in the order of ``pks``, until they have ``limit`` bytes of text together.
 
-    A row that is gone or does not meet the condition has no text; one that is blank has ``""``.
     The number of queries does not depend on that of the rows.
     """
     declaration, names = declaration_of(sidecar), names_of(sidecar, using)
-    rows = given(eligible(sidecar, using), names.pk, names.key, pks, names)
-    vectors = given(rows_of(sidecar, using), names.source_pk, names.source_key, pks, names)
     with worker_transaction(using):
+        pks = list(pks) if limit is None else within(sidecar, pks, using, limit)
+        rows = given(eligible(sidecar, using), names.pk, names.key, pks, names)
+        vectors = given(rows_of(sidecar, using), names.source_pk, names.source_key, pks, names)
         # First, because whoever waits for a locked sidecar must not hold the source meanwhile.
         stored = list(vectors.values_list("embedsync_key", "digest"))
         if declaration.text is None:
@@ -50,68 +50,7 @@ def read(
         digests = {pk: bytes(content) for pk, content in stored}
         texts = as_asked(texts, pks, using, names.fill("same_rows"))
         digests = as_asked(digests, pks, using, names.fill("same_vectors"))
-    return texts, digests
-
-
-def given(
-    rows: "QuerySet[Any]", columns: str, key: str, pks: Sequence[str], names: Names
-) -> "QuerySet[Any]":
-    """Those of ``rows`` that have the keys ``pks``, with their key as ``embedsync_key``.
-
-    The keys are the database's own text, past the fields' conversions, and one parameter.
-    """
-    found = f"SELECT {names.given_key} FROM unnest(%s::text[]) AS embedsync_given(key)"
-    rows = rows.filter(condition_sql(f"({columns}) IN ({found})", pks))
-    keyed: QuerySet[Any] = rows.annotate(embedsync_key=key_sql(key))
-    return keyed
-
-
-def within(sidecar: type[EmbeddingModel], pks: Sequence[str], using: str, limit: int) -> list[str]:
-    """The first of the rows, as many as have ``limit`` bytes of text together; one at least.
-
-    The server knows the size of a stored text without reading it.
-    """
-    if len(pks) < 2:
-        return list(pks)
-    names = names_of(sidecar, using)
-    rows = given(all_rows(sidecar, using), names.pk, names.key, pks, names)
-    sizes: dict[str, int] = {}
-    with worker_transaction(using):
-        for query in size_queries(declaration_of(sidecar), rows):
-            for pk, *found in query:
-                sizes[pk] = sizes.get(pk, 0) + sum(size or 0 for size in found)
-    total, fitting = 0, list[str]()
-    for pk in pks:
-        total += sizes.get(pk, 0)
-        if total > limit and fitting:
-            break
-        fitting.append(pk)
-    return fitting
-
-
-def size_queries(declaration: Declaration, rows: "QuerySet[Any]") -> "Iterator[QuerySet[Any, Any]]":
-    """Queries of keys and bytes, of the columns that may be long: one, and one a many-valued."""
-    single = []
-    for name in (*declaration.fields, *declaration.watch):
-        path = follow(rows.model._meta, name)
-        function = size_function(path.column)
-        if function is None or path.rest:
-            continue
-        size = Func(F(name), function=function, output_field=BigIntegerField())
-        if path.many:
-            sums = rows.values("embedsync_key").annotate(embedsync_size=Sum(size))
-            yield sums.values_list("embedsync_key", "embedsync_size")
-        else:
-            single.append(size)
-    if single:
-        yield rows.values_list("embedsync_key", *single)
-
-
-def size_function(column: Any) -> str | None:
-    """What tells how many bytes a column has; None where they are few, or always the same."""
-    if isinstance(column, TextField | CharField):
-        return None if 0 < (column.max_length or 0) <= SHORT_TEXT else "octet_length"
-    return "pg_column_size" if isinstance(column, JSONField) else None
+    return Rows(texts, digests, pks)
 
 
 def as_asked(found: dict[str, T], pks: Sequence[str], using: str, sql: str) -> dict[str, T]:
@@ -125,15 +64,6 @@ def as_asked(found: dict[str, T], pks: Sequence[str], using: str, sql: str) -> d
     with connections[using].cursor() as cursor:
         cursor.execute(sql, [list(pks)])
         return {asked: found[there] for asked, there in cursor.fetchall() if there in found}
-
-
-def condition_sql(sql: str, pks: Sequence[str]) -> RawSQL:
-    return RawSQL(sql, [list(pks)], BooleanField())  # noqa: S611
-
-
-def key_sql(sql: str) -> RawSQL:
-    """The key as PostgreSQL writes it, which is how trigger and ledger have it."""
-    return RawSQL(sql, [], TextField())  # noqa: S611
 
 
 def field_texts(declaration: Declaration, rows: "QuerySet[Any]") -> dict[str, str]:

@@ -16,6 +16,7 @@ from django.db import (
     OperationalError,
     ProgrammingError,
     connections,
+    reset_queries,
     router,
 )
 
@@ -165,6 +166,8 @@ class Worker:
                 self._wait(wait)
                 continue
             looked_everywhere = drain and not busy
+            if not drain:
+                reset_queries()  # which Django keeps under DEBUG
             if not busy and not drain:
                 self._wait(self.poll_interval or settings.poll_interval)
 

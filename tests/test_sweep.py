@@ -191,7 +191,7 @@ def test_what_a_related_row_owes_is_no_drift(library, drain, monkeypatch):
 def test_what_a_truncation_owes_is_no_drift(library, drain):
     execute("TRUNCATE library_book")
     assert counts(swept(repair=True)) == {"waiting": library}
-    Queue("default", "somebody").truncated([KEY])
+    Queue("default", "somebody").rare([KEY])
     assert counts(swept(repair=True)) == {"waiting": library}
     assert events() == []
     drain()
