@@ -5,6 +5,7 @@ last. Only that thread talks to the database.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -40,6 +41,7 @@ class Part:
     pks: list[str]
     alone: bool = False
     counted: bool = True
+    claimed_at: float = field(default_factory=time.monotonic)
     digests: dict[str, bytes] = field(default_factory=dict)
     blank: list[str] = field(default_factory=list)
     unchanged: set[str] = field(default_factory=set)
@@ -286,7 +288,8 @@ class Pipeline:
             unchanged=sorted(part.unchanged),
         )
         if done.lost:
-            logger.warning("lost the lease of %d rows of %s", done.lost, claim.key)
+            about = {"sidecar": claim.key, "rows": done.lost}
+            logger.warning("lost the lease of %d rows of %s", done.lost, claim.key, extra=about)
             # Not to another worker, if a migration has just reset the sidecar's state.
             self.release(part, part.pks)
             self.lost += done.lost
@@ -296,7 +299,9 @@ class Pipeline:
         if isinstance(trouble, UnavailableError):
             level = logging.ERROR if isinstance(trouble, RefusedError) else logging.WARNING
             seconds = service.breaker.seconds_left
-            logger.log(level, "%s waits %.1f s for its provider: %s", claim.key, seconds, trouble)
+            about = {"sidecar": claim.key, "seconds": seconds}
+            said = "%s waits %.1f s for its provider: %s"
+            logger.log(level, said, claim.key, seconds, trouble, extra=about)
         elif trouble is not None:
             self._give_up(service.sidecar, trouble)
         self.release(part, left, trouble)
@@ -348,7 +353,8 @@ class Pipeline:
             parked = attempts >= settings.max_attempts and not refund
             delays[pk] = None if parked else jitter(longest)
             if not refund:
-                logger.error("%s %s: %s", part.claim.key, pk, said)
+                about = {"sidecar": part.claim.key, "source_pk": pk, "attempts": attempts}
+                logger.error("%s %s: %s", part.claim.key, pk, said, extra=about)
         self.queue.hand_back(part.claim, delays, said, refund=refund)
         return said, delays[pks[-1]]
 

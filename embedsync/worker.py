@@ -247,6 +247,17 @@ class Worker:
         key, sidecar = part.claim.key, part.service.sidecar
         unchanged = settled.rows - len(settled.embedded) - len(failed)
         self.heartbeat.count(key, len(settled.embedded), unchanged, len(failed))
+        logger.debug(
+            "%s: %d rows settled, %d embedded, %d failed",
+            *(key, settled.rows, len(settled.embedded), len(failed)),
+            extra={
+                "sidecar": key,
+                "rows": settled.rows,
+                "embedded": len(settled.embedded),
+                "failed": len(failed),
+                "seconds": round(time.monotonic() - part.claimed_at, 3),
+            },
+        )
         if part.claim.filling or key not in self._filled_in_drain:
             self.progress(settled.rows)
         tell(sidecar, self.using, settled)

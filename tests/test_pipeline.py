@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tracemalloc
 
 import pytest
 from django.db import connection
@@ -12,7 +13,7 @@ from embedsync.embedders import get_embedder
 from embedsync.models import Ledger
 from embedsync.signals import embedding_failed, embeddings_updated
 from embedsync.worker import Worker
-from tests.books import KEY, BookEmbedding
+from tests.books import KEY, BookEmbedding, execute
 from tests.library.models import Book, Hall, Parcel, Seat
 from tests.sync import assert_in_step
 from tests.workers import until
@@ -162,6 +163,24 @@ class TestBytes:
         # Three a time, and the short ones with others.
         assert len(sizes) <= 10
 
+    @pytest.mark.parametrize(("limit", "is_flat"), [(16_000_000, True), (10**9, False)])
+    def test_memory_stays_flat(self, drain, settings, limit, is_flat):
+        """Sixty texts of three megabytes. The second time shows that this can fail."""
+        settings.EMBEDSYNC_BATCH_BYTES = limit
+        drain()
+        execute(
+            "INSERT INTO library_book (title, body, year, published)"
+            " SELECT n::text, repeat('x', 3000000), 2000, true FROM generate_series(1, 60) AS n"
+        )
+        tracemalloc.start()
+        try:
+            drain()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert BookEmbedding.objects.count() == 60
+        assert (peak < 120_000_000) == is_flat, peak
+
     def test_sizes_are_the_servers_own(self, drain):
         Book.objects.create(id=1, title="a", body="w" * 5_000_000)
         Book.objects.create(id=2, title="b", body="w")
@@ -269,3 +288,20 @@ def test_events_of_one_row_are_worked_off_together(drain, monkeypatch):
     monkeypatch.setattr(worker.queue, "fold", fold)
     drain()
     assert_in_step(BookEmbedding)
+
+
+def test_records_say_what_they_are_about(drain, caplog, settings):
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 1
+    drain()
+    caplog.set_level("DEBUG", "embedsync")
+    caplog.clear()
+    Book.objects.create(title="good secret")
+    bad = Book.objects.create(title="FAIL secret")
+    drain()
+    records = [record for record in caplog.records if getattr(record, "sidecar", "") == KEY]
+    [settled] = [record for record in records if hasattr(record, "embedded")]
+    assert (settled.rows, settled.embedded, settled.failed) == (2, 1, 1)
+    assert 0 <= settled.seconds < 30
+    [failed] = [record for record in records if hasattr(record, "source_pk")]
+    assert (failed.source_pk, failed.attempts) == (str(bad.pk), 1)
+    assert "secret" not in caplog.text
