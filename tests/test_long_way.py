@@ -87,11 +87,11 @@ def test_every_vector_is_that_of_its_row_now(worker_process, round_):
     write_at_random(chance, BATCHES // 3)
     until(lambda: Book.embedding.model.objects.exists() or Parcel.embedding.model.objects.exists())
     # In the middle of something: with rows leased to it.
-    name = f":{victim.process.pid}"
+    name = f":{victim.process.pid}:"
     Book.objects.bulk_create(
         [Book(id=20000 + n, title=f"{words(chance)} {n}") for n in range(3000)]
     )
-    until(lambda: Ledger.objects.filter(token__isnull=False, worker__endswith=name).exists())
+    until(lambda: Ledger.objects.filter(token__isnull=False, worker__contains=name).exists())
     victim.send(signal.SIGKILL)
     third = worker_process(**short)
     write_at_random(chance, BATCHES * 2 // 3)

@@ -279,6 +279,12 @@ def test_vectors_of_another_length_stop_the_sidecar_and_nothing_else(worker, pro
     assert stored_vectors(ParcelEmbedding) == expected_vectors(ParcelEmbedding)
 
 
+def wait_after(trouble):
+    breaker = Breaker()
+    breaker.failed(trouble)
+    return breaker.seconds_left
+
+
 def test_waits_of_a_breaker_are_jittered_within_their_bounds(settings, clock):
     settings.EMBEDSYNC_BACKOFF, settings.EMBEDSYNC_PROBE_INTERVAL = 2.0, 30.0
     waits = {n: [] for n in range(1, 8)}
@@ -296,10 +302,8 @@ def test_waits_of_a_breaker_are_jittered_within_their_bounds(settings, clock):
         assert 0 <= min(waits[n]) < longest * 0.1
         assert longest * 0.9 < max(waits[n]) <= longest
     assert {wait for n in (5, 6, 7) for wait in waits[n]} == {30.0}
-    refused = Breaker()
-    refused.failed(RefusedError("wrong key"))
-    assert refused.seconds_left == 30.0
-    assert Breaker().failed(UnavailableError("busy", retry_after=70.0)) == 70.0
+    assert wait_after(RefusedError("wrong key")) == 30.0
+    assert wait_after(UnavailableError("busy", retry_after=70.0)) == 70.0
 
 
 def test_a_breaker_that_has_closed_begins_anew(settings, clock):
