@@ -20,13 +20,14 @@ from django.utils import timezone
 from django.utils.text import Truncator
 from django.utils.timesince import timesince
 
-from embedsync import queue
+from embedsync import ledger
 from embedsync.chart import STEPS, Chart
 from embedsync.declaration import key_of
 from embedsync.models import LedgerRow, SidecarState, WorkerState
+from embedsync.state import ALIVE_SECONDS
 from embedsync.status import COUNTED, SidecarStatus, chosen, statuses
 
-ALIVE = timedelta(minutes=3)  # a worker that was seen within these is taken for alive
+ALIVE = timedelta(seconds=ALIVE_SECONDS)
 SHOWN_OF_ERROR = 100
 ROWS_AT_ONCE = 10_000  # of an action
 
@@ -167,7 +168,7 @@ class LedgerRowAdmin(ReadOnlyAdmin):
     def retry(self, request: HttpRequest, rows: "models.QuerySet[Any]") -> None:
         pairs, using = pairs_of(rows), router.db_for_write(LedgerRow)
         retried = sum(
-            queue.retry(using, [key], pks=[pk for _, pk in group])
+            ledger.retry(using, [key], pks=[pk for _, pk in group])
             for page in pages(pairs)
             for key, group in groupby(page, itemgetter(0))
         )
@@ -182,7 +183,7 @@ class LedgerRowAdmin(ReadOnlyAdmin):
     )
     def discard(self, request: HttpRequest, rows: "models.QuerySet[Any]") -> None:
         pairs, using = pairs_of(rows), router.db_for_write(LedgerRow)
-        discarded = sum(queue.discard(using, page) for page in pages(pairs))
+        discarded = sum(ledger.discard(using, page) for page in pages(pairs))
         said = [f"{discarded:,} of {len(pairs):,} rows were discarded."]
         if discarded < len(pairs):
             said.append("The others are in a worker's hands, or done by now.")
@@ -235,6 +236,7 @@ FIGURES = [
 ]
 ERRORS = [
     figure("schema error", lambda status: status.schema_error),
+    figure("error", lambda status: status.error),
     figure("last error", lambda status: status.last_error),
 ]
 

@@ -31,9 +31,12 @@ class Breaker:
         return max(0.0, self._probe_at - time.monotonic())
 
     def answered(self) -> None:
-        self.failures = 0
-        self.trouble = None
-        self._may_blame = True
+        """Close it; but a call that began before the trouble says nothing of what came after."""
+        with self._lock:
+            if not self.is_open:
+                self.failures = 0
+                self.trouble = None
+                self._may_blame = True
 
     def blames(self, trouble: UnavailableError) -> bool:
         """Whether a text that fails alone is to blame, though it looks like the provider's trouble.

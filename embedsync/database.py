@@ -25,11 +25,13 @@ from embedsync.sql import statement
 # Of a worker's own transactions. READ COMMITTED, whatever the database's default is: the moves rely
 # on each statement seeing what was committed before it. A commit need not wait for the disk: one
 # that a crash takes back brings its ledger row back with it. Row security would make rows look
-# deleted; with it off, a role that may not see them gets an error instead.
+# deleted; with it off, a role that may not see them gets an error instead. Who waits for a table
+# that is locked serves no other: the rows are due again.
 PREAMBLE = """
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL synchronous_commit = off;
 SET LOCAL row_security = off;
+SET LOCAL lock_timeout = '2s';
 SET LOCAL "DateStyle" = 'ISO, YMD';
 SET LOCAL "TimeZone" = 'UTC';
 SET LOCAL "IntervalStyle" = 'postgres';

@@ -1,6 +1,7 @@
 """What a worker says of itself: that it is alive, what it is doing, what it has done."""
 
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ PRUNE_SECONDS = 3600.0
 class Heartbeat:
     """Of one worker. ``alive`` is a file whose age tells a supervisor that the worker gets on.
 
-    The file is touched whenever a round ends: after a call, a write, or a look at an empty queue.
+    The file has the time at which a call was answered; where none is being made, of the last round.
     """
 
     def __init__(self, using: str, name: str, alive: Path | None = None) -> None:
@@ -42,14 +43,18 @@ class Heartbeat:
             counts[place] += more
         self.settled += embedded + unchanged
 
-    def beat(self, doing: str, serves: Mapping[str, str], errors: Mapping[str, str]) -> None:
+    def beat(
+        self, doing: str, serves: Mapping[str, str], errors: Mapping[str, str], stuck: float = 0.0
+    ) -> None:
         """Say so, if it is time to. ``doing`` is ``""`` for nothing.
 
-        ``serves`` are fingerprints by sidecar, ``errors`` what is wrong with others.
+        ``serves`` are fingerprints by sidecar, ``errors`` what is wrong with others; ``stuck`` is
+        for how many seconds a provider has not answered.
         """
         now = time.monotonic()
         if self.alive is not None and now >= self._touch_at:
             self.alive.touch()
+            os.utime(self.alive, (time.time() - stuck,) * 2)
             self._touch_at = now + 1.0
         said = {"doing": doing, "serves": json.dumps(serves), "errors": json.dumps(errors)}
         if said != self._said:
@@ -92,9 +97,9 @@ class Heartbeat:
 
     def end(self) -> None:
         """The worker ends, in order."""
-        self._note()
+        if self.alive is not None:
+            self.alive.unlink(missing_ok=True)
         if self._is_known:
             with worker_transaction(self.using) as cursor:
                 cursor.execute("DELETE FROM embedsync_worker WHERE name = %s", [self.name])
-        if self.alive is not None:
-            self.alive.unlink(missing_ok=True)
+        self._note()

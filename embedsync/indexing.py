@@ -57,6 +57,8 @@ class IndexBuilder:
         """Wait at most so long for what is being built."""
         if self._thread is not None:
             self._thread.join(seconds)
+            if not self._thread.is_alive():
+                self._thread = None
 
     def _build(self, sidecar: type[EmbeddingModel]) -> None:
         started = time.monotonic()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from django.db import DatabaseError, OperationalError
 
-from embedsync.database import TOO_LONG, sqlstate
+from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate
 from embedsync.declaration import EmbeddingModel
 from embedsync.queue import Claim, Queue
 from embedsync.service import Service
@@ -50,7 +50,8 @@ class Intake:
         # A share for retries and one for the fill, however many events come in.
         claims += self.queue.due(ready, max(1, size // 4))
         retries = size - room()
-        unfilled = sorted(self.unfilled.intersection(ready))
+        # Some may just have been given up.
+        unfilled = sorted(self.unfilled & set(ready) & self.services.keys())
         reserve = size // 4 if unfilled else 0
         picked, folded = self.queue.fold(ready, max(1, room() - reserve))
         claims += folded
@@ -94,7 +95,8 @@ class Intake:
                 if sqlstate(error) not in TOO_LONG:
                     raise
                 logger.warning("%s: related rows took too long to find: %s", key, error)
-                self.queue.hurry()
+                if sqlstate(error) == QUERY_CANCELED:
+                    self.queue.hurry()
             except DatabaseError as error:
                 self.give_up(sidecar, error)
         return moved

@@ -17,6 +17,7 @@ from django.views.decorators.http import require_safe
 from embedsync.declaration import EmbeddingModel, key_of, sidecars
 from embedsync.models import WorkerState
 from embedsync.signals import embedding_failed, embeddings_updated
+from embedsync.state import ALIVE_SECONDS
 from embedsync.status import SidecarStatus, chosen, statuses
 
 try:
@@ -31,7 +32,7 @@ except ImportError as error:
 
 logger = logging.getLogger("embedsync")
 
-ALIVE = timedelta(minutes=3)
+ALIVE = timedelta(seconds=ALIVE_SECONDS)
 TIMEOUT_SECONDS = 5
 
 OF_DATABASES = {
@@ -47,6 +48,7 @@ OF_SIDECARS = {
     "embedsync_fill_complete": "1 where all rows have been compared, 0 where a fill is to do so.",
     "embedsync_fill_left_rows": "Rows that a fill has before it, a million at most.",
     "embedsync_schema_error": "1 where a column or table is missing in the database.",
+    "embedsync_not_served": "1 where settings, provider or declaration keep workers from it.",
 }
 
 
@@ -206,4 +208,5 @@ def values_of(status: SidecarStatus) -> dict[str, float | None]:
         "embedsync_fill_complete": complete,
         "embedsync_fill_left_rows": 0 if complete else status.fill.left,
         "embedsync_schema_error": bool(status.schema_error),
+        "embedsync_not_served": bool(status.error),
     }

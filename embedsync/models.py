@@ -164,7 +164,7 @@ class SidecarState(models.Model):
     """How far one sidecar is: what filled it, and how far its fill has come.
 
     ``fingerprint`` is the declaration that workers serve, ``former`` those that they served before,
-    ``embedder`` what made the vectors.
+    ``served_at`` when a worker last began to, ``embedder`` what made the vectors.
     ``backfill_after`` is the last key of the fill in hand. ``missed`` is the value of the sequence
     that counts failures of the triggers, as of the last fill; ``missed_seen`` the one that the next
     fill is for, which waits until the transactions before ``missed_until`` have ended.
@@ -177,6 +177,7 @@ class SidecarState(models.Model):
     fingerprint = models.TextField(db_default="")
     embedder = models.TextField(db_default="")
     former = models.JSONField(default=list, db_default=[])
+    served_at = models.DateTimeField(null=True)
     backfill_after = models.TextField(null=True)  # noqa: DJ001  (NULL: from the start)
     backfilled_at = models.DateTimeField(null=True)
     missed = models.BigIntegerField(db_default=0)

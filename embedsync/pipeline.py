@@ -5,12 +5,11 @@ last. Only that thread talks to the database.
 """
 
 import logging
-import time
-from collections import deque
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from django.db import DatabaseError, InterfaceError, OperationalError, ProgrammingError
 
@@ -20,85 +19,14 @@ from embedsync.conf import settings
 from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate
 from embedsync.declaration import EmbeddingModel, declaration_of
 from embedsync.embedders import RefusedError, UnavailableError
+from embedsync.lane import Lane, Part, Settled
 from embedsync.queue import Claim, Queue
 from embedsync.service import Embedded, Service, halves
 from embedsync.text import digest, read
 
 logger = logging.getLogger("embedsync")
 
-
-@dataclass(eq=False)
-class Part:
-    """Rows of a claim that are read, embedded and written together.
-
-    One that failed before, or was there when a worker died, is ``alone``, so that one bad row harms
-    one row. Its attempt is ``counted`` when its turn comes: a death shall count for the one in
-    hand, and not for those that wait.
-    """
-
-    service: Service
-    claim: Claim
-    pks: list[str]
-    alone: bool = False
-    counted: bool = True
-    claimed_at: float = field(default_factory=time.monotonic)
-    digests: dict[str, bytes] = field(default_factory=dict)
-    blank: list[str] = field(default_factory=list)
-    unchanged: set[str] = field(default_factory=set)
-
-    @property
-    def wanted(self) -> list[str]:
-        """The rows that need a new vector."""
-        return [pk for pk in self.digests if pk not in self.unchanged]
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What became of a part: how many rows are settled, which of them got a vector, which failed.
-
-    ``failed`` has the error and the seconds until the next attempt: None for those that are parked.
-    """
-
-    part: Part
-    rows: int
-    embedded: list[str]
-    failed: Mapping[str, tuple[str, float | None]]
-
-
-class Lane:
-    """The calls of one embedder: parts that wait, and those that are being embedded."""
-
-    def __init__(self, alias: str, concurrency: int) -> None:
-        self.waiting: deque[Part] = deque()
-        self.running: dict[Future[Embedded], Part] = {}
-        self._concurrency = concurrency
-        self._threads = ThreadPoolExecutor(concurrency, f"embedsync-{alias}")
-
-    @property
-    def parts(self) -> list[Part]:
-        return [*self.waiting, *self.running.values()]
-
-    @property
-    def wants(self) -> bool:
-        """Whether to claim more: what is to follow is read while others are being embedded."""
-        return not self.waiting and len(self.running) < 2 * self._concurrency
-
-    def next(self) -> Part | None:
-        """The next part, if it may begin now."""
-        if not self.waiting or len(self.running) >= 2 * self._concurrency:
-            return None
-        in_doubt = self.waiting[0].alone or self.waiting[0].service.breaker.failures > 0
-        others = self.running.values()
-        if others and (in_doubt or any(part.alone for part in others)):
-            return None
-        return self.waiting.popleft()
-
-    def begin(self, part: Part, texts: Mapping[str, str], stopped: Callable[[], bool]) -> None:
-        call = self._threads.submit(part.service.embed, texts, stopped, suspect=part.alone)
-        self.running[call] = part
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+HUNG_SECONDS = 600.0
 
 
 class Pipeline:
@@ -136,9 +64,15 @@ class Pipeline:
         return any(lane.parts for lane in self._lanes.values())
 
     @property
+    def stuck_seconds(self) -> float:
+        """For how long the slowest provider has not answered; 0 where none is being asked."""
+        return max((lane.stuck_seconds for lane in self._lanes.values()), default=0.0)
+
+    @property
     def doing(self) -> str:
         """For people to read."""
-        keys = sorted({claim.key for claim in self.claims})
+        parts = (part for lane in self._lanes.values() for part in lane.parts)
+        keys = sorted({part.claim.key for part in parts})
         return f"embedding {', '.join(keys)}" if keys else ""
 
     def wants(self, service: Service) -> bool:
@@ -153,7 +87,7 @@ class Pipeline:
 
     def accept(self, claims: Iterable[Claim]) -> None:
         """Put claims in line, in parts that keep all threads of their lane busy."""
-        again = []
+        again: list[tuple[Claim, Lane, list[Part]]] = []
         for claim in claims:
             service = self.services.get(claim.key)
             if service is None:  # given up since it was claimed
@@ -165,9 +99,11 @@ class Pipeline:
             others = [pk for pk in claim.pks if claim.attempts[pk] > 1]
             lane.waiting += [Part(service, claim, pks) for pks in self._split(service, first)]
             alone = [Part(service, claim, [pk], alone=True) for pk in others]
+            again.append((claim, lane, alone))
+        # Behind the fresh rows of all claims.
+        for _, lane, alone in again:
             lane.waiting += alone
-            again.append((claim, alone))
-        for claim, alone in again:
+        for claim, _, alone in again:
             self.queue.count(claim, [pk for part in alone for pk in part.pks], -1)
             for part in alone:
                 part.counted = False
@@ -176,7 +112,7 @@ class Pipeline:
         """In whole calls of the embedder for each thread; one thread has all, sorted by length."""
         size = max(1, len(pks))
         if self.concurrency > 1:
-            call = service.embedder.batch_size
+            call = min(service.embedder.batch_size, math.ceil(len(pks) / self.concurrency)) or 1
             size = call * max(1, round(len(pks) / self.concurrency / call))
         return [pks[start : start + size] for start in range(0, len(pks), size)]
 
@@ -188,22 +124,37 @@ class Pipeline:
         self._return_owed()
         moved = 0
         for lane in self._lanes.values():
-            while (part := lane.next()) is not None:
+            # No more than that, because what cannot be read takes long and comes back in halves.
+            for _ in range(lane.room):
+                part = lane.next(suspect_elsewhere=self._suspect_elsewhere(lane))
+                if part is None:
+                    break
                 moved += 1
                 with self._answering_for(part):
                     self._begin(lane, part)
         calls = [call for lane in self._lanes.values() for call in lane.running]
         if calls:
-            wait(calls, patience, FIRST_COMPLETED)
+            wait(calls, 0.0 if moved else patience, FIRST_COMPLETED)
         for lane in self._lanes.values():
             for call in [call for call in lane.running if call.done()]:
                 part = lane.running.pop(call)
                 moved += 1
                 with self._answering_for(part), self._blaming(lane, part):
                     self._write(part, call.result())
-        held = {part.claim.token for lane in self._lanes.values() for part in lane.parts}
-        self.claims[:] = [claim for claim in self.claims if claim.token in held]
+        self._return_owed()
+        # The leases of a call that hangs run out, so that another worker takes its rows over.
+        held = {
+            id(part.claim)
+            for lane in self._lanes.values()
+            if lane.stuck_seconds < HUNG_SECONDS
+            for part in lane.parts
+        }
+        self.claims[:] = [claim for claim in self.claims if id(claim) in held]
         return moved
+
+    def _suspect_elsewhere(self, lane: Lane) -> bool:
+        """Whether another lane has a row in hand that may kill this worker, and be blamed."""
+        return any(other.holds_suspect for other in self._lanes.values() if other is not lane)
 
     def finish(self) -> None:
         """Hand back what waits, and write what comes of the calls in hand."""
@@ -229,9 +180,10 @@ class Pipeline:
         """Whatever happens, its rows are handed back: nobody else's rows pay for an error."""
         try:
             yield
-        except (DatabaseError, InterfaceError):
-            # Not refunded, because these rows may be what the database has crashed of.
-            self._owed.append((part.claim, part.pks, False))
+        except (DatabaseError, InterfaceError) as error:
+            # A server that breaks off without a word may have crashed of these very rows.
+            said = sqlstate(error) is not None
+            self._owed.append((part.claim, part.pks, part.counted and said))
             raise
         except BaseException:
             self._owe([part])
@@ -254,14 +206,16 @@ class Pipeline:
     def _begin(self, lane: Lane, part: Part) -> None:
         """Read some rows, and have those embedded that need it."""
         if self._is_left(part):
-            self.release(part, part.pks)
+            self._owe([part])
             return
+        wanted: dict[str, str] = {}
         with self._blaming(lane, part):
             using, sidecar = self.queue.using, part.service.sidecar
             if not part.counted:
                 self.queue.count(part.claim, part.pks, 1)
                 part.counted = True
-            texts, stored, pks = read(sidecar, part.pks, using, settings.batch_bytes)
+            limit = settings.batch_bytes // (2 * self.concurrency)
+            texts, stored, pks = read(sidecar, part.pks, using, limit)
             if len(pks) < len(part.pks):
                 lane.waiting.appendleft(replace(part, pks=part.pks[len(pks) :]))
                 part.pks = pks
@@ -269,11 +223,11 @@ class Pipeline:
             part.digests = {pk: digest(fingerprint, text) for pk, text in texts.items() if text}
             part.blank = [pk for pk, text in texts.items() if not text]
             part.unchanged = {pk for pk, now in part.digests.items() if stored.get(pk) == now}
-            if part.wanted:
-                wanted = {pk: texts[pk] for pk in part.wanted}
-                lane.begin(part, wanted, lambda: self._is_left(part))
-            else:
+            wanted = {pk: texts[pk] for pk in part.wanted}
+            if not wanted:
                 self._write(part, Embedded())
+        if wanted:
+            lane.begin(part, wanted, lambda: self._is_left(part))
 
     def _write(self, part: Part, found: Embedded) -> None:
         """Write vectors and settle rows, and see to those that could not be embedded."""
@@ -290,8 +244,6 @@ class Pipeline:
         if done.lost:
             about = {"sidecar": claim.key, "rows": done.lost}
             logger.warning("lost the lease of %d rows of %s", done.lost, claim.key, extra=about)
-            # Not to another worker, if a migration has just reset the sidecar's state.
-            self.release(part, part.pks)
             self.lost += done.lost
         failed = {pk: self._hand_back(part, [pk], fault) for pk, fault in found.failed.items()}
         left = [pk for pk in part.wanted if pk not in found.vectors and pk not in failed]
@@ -305,7 +257,10 @@ class Pipeline:
         elif trouble is not None:
             self._give_up(service.sidecar, trouble)
         self.release(part, left, trouble)
-        self._settled(Settled(part, len(part.pks) - len(left), done.written, failed))
+        # Not lost to another worker, if a migration has just reset the sidecar's state.
+        lost = [pk for pk in part.pks if pk not in done.settled and pk not in (*failed, *left)]
+        self.release(part, lost)
+        self._settled(Settled(part, len(done.settled) + len(failed), done.written, failed))
 
     @contextmanager
     def _blaming(self, lane: Lane, part: Part) -> Iterator[None]:
@@ -322,7 +277,8 @@ class Pipeline:
             if len(pks) > 1 and sqlstate(error) == QUERY_CANCELED:
                 self._halve(lane, part)
             else:
-                self._hand_back(part, pks, error, refund=True)
+                # Not at once: each look takes as long as the timeout.
+                self._hand_back(part, pks, error, longest=settings.probe_interval)
         except state.SupersededError as error:
             self._give_up(service.sidecar, error)
             self.release(part, pks)
@@ -343,19 +299,23 @@ class Pipeline:
         lane.waiting.extendleft(reversed(parts))
 
     def _hand_back(
-        self, part: Part, pks: list[str], error: Exception, *, refund: bool = False
+        self, part: Part, pks: list[str], error: Exception, longest: float | None = None
     ) -> tuple[str, float | None]:
-        """Return rows that failed; the error in a line, and for how many seconds the last waits."""
+        """Return rows that failed; the error in a line, and for how many seconds the last waits.
+
+        ``longest`` is the longest wait in seconds of rows that are not to blame.
+        """
+        refund = longest is not None
         said, delays = summary(error), dict[str, float | None]()
         for pk in pks:
             attempts = part.claim.attempts[pk]
-            longest = min(settings.backoff * 2 ** (attempts - 1), settings.max_backoff)
             parked = attempts >= settings.max_attempts and not refund
-            delays[pk] = None if parked else jitter(longest)
+            backoff = min(settings.backoff * 2 ** (attempts - 1), settings.max_backoff)
+            delays[pk] = None if parked else jitter(backoff if longest is None else longest)
             if not refund:
                 about = {"sidecar": part.claim.key, "source_pk": pk, "attempts": attempts}
                 logger.error("%s %s: %s", part.claim.key, pk, said, extra=about)
-        self.queue.hand_back(part.claim, delays, said, refund=refund)
+        self.queue.hand_back(part.claim, delays, said, refund=refund and part.counted)
         return said, delays[pks[-1]]
 
     def release(self, part: Part, pks: list[str], why: Exception | None = None) -> None:
@@ -367,7 +327,10 @@ class Pipeline:
 
 
 def summary(error: Exception) -> str:
-    """An error in one line for log and ledger."""
-    said = f"{type(error).__name__}: {error}"[:500]
-    # What PostgreSQL does not take, an error may well say.
-    return said.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+    """An error for log and ledger."""
+    return storable(f"{type(error).__name__}: {error}")
+
+
+def storable(said: str) -> str:
+    """The beginning of what somebody has said, without what PostgreSQL does not take."""
+    return said[:500].replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -52,9 +52,13 @@ class Claim:
 
 @dataclass
 class Written:
-    """What one COMPLETE did: keys that got a vector, and how many were no longer leased."""
+    """What one COMPLETE did: keys that got a vector, keys that are settled, and how many are not.
+
+    Those are lost: no longer leased to this worker.
+    """
 
     written: list[str] = field(default_factory=list)
+    settled: set[str] = field(default_factory=set)
     lost: int = 0
 
 
@@ -119,13 +123,27 @@ class Queue:
         self._next_full_look = started + min(took / FULL_LOOK_SHARE, FULL_LOOK_SECONDS)
 
     def due(self, served: Sequence[str], limit: int) -> list[Claim]:
-        """Lease at most ``limit`` rows whose time has come; park those tried too often."""
+        """Lease at most ``limit`` rows whose time has come; park those tried too often.
+
+        Each sidecar has a share; what one leaves goes to the others.
+        """
+        found: list[Claim] = []
+        keys, left = list(served), limit
+        while keys and left > 0:
+            share = max(1, left // len(keys))
+            taken = self._due(keys, share)
+            found += taken
+            left -= sum(len(claim.attempts) for claim in taken)
+            keys = [claim.key for claim in taken if len(claim.attempts) >= share]
+        return found
+
+    def _due(self, served: Sequence[str], share: int) -> list[Claim]:
         token = uuid4()
         with self.transaction() as cursor:
             cursor.execute(
                 statement("due"),
                 {
-                    "limit": max(1, limit // max(1, len(served))),
+                    "limit": share,
                     "max_attempts": settings.max_attempts,
                     **self._lease(token),
                     "served": list(served),
@@ -202,6 +220,7 @@ class Queue:
                 # Leased to nobody: they are due, for this worker and others.
                 cursor.execute(sql, {**parameters, **self._lease(uuid4()), "served": []})
                 events, rows = cursor.fetchone()
+            self._share = max(1, self._share // 2)
         except DataError:
             # Keys of another type than the column has now.
             return self._compare_instead(key, hop)
@@ -209,7 +228,7 @@ class Queue:
 
     def hurry(self) -> None:
         """Look for fewer related rows at a time: a timeout of this role has ended a search."""
-        self._share *= 4
+        self._share = min(self._share * 4, ROWS_OF_A_HOP)
 
     def _compare_instead(self, key: str, hop: str) -> int:
         """Where events of a hop can no longer be understood: what they meant is found anyhow."""
@@ -245,7 +264,7 @@ class Queue:
             found = state.fingerprints(cursor, [claim.key])
             if not state.is_current(claim.key, fingerprint, found.get(claim.key)):
                 mine = set()  # a migration has just reset it: whoever adopts it begins anew
-            done.lost = len(pks) - len(mine)
+            done.settled, done.lost = mine, len(pks) - len(mine)
             write = [pk for pk in sorted(vectors) if pk in mine]
             remove = [pk for pk in (*blank, *gone) if pk in mine]
             if write:
@@ -286,16 +305,21 @@ class Queue:
     def extend(self, claim: Claim) -> None:
         """Lengthen the lease of rows that are still being embedded."""
         with self.transaction() as cursor:
-            mine = sorted(self._lock(cursor, claim, claim.pks))
+            # What this worker is writing at the moment is locked, and nobody else's.
+            mine = sorted(self._lock(cursor, claim, claim.pks, "SKIP LOCKED"))
             more = {"pks": mine, "lease": settings.lease}
             cursor.execute(statement("extend"), {**more, **whose(claim)})
 
-    def _lock(self, cursor: Any, claim: Claim, pks: Sequence[str]) -> set[str]:
-        """Lock those of the rows that are still leased to this worker; their keys."""
+    def _lock(self, cursor: Any, claim: Claim, pks: Sequence[str], otherwise: str = "") -> set[str]:
+        """Lock those of the rows that are still leased to this worker; their keys.
+
+        ``otherwise`` is what to do with those that are locked, instead of waiting.
+        """
         # At once what later statements need: a REINDEX that comes in between would wait for us,
         # and we for it.
         cursor.execute("LOCK TABLE embedsync_ledger IN ROW EXCLUSIVE MODE")
-        cursor.execute(statement("mine"), {"pks": sorted(pks), **whose(claim)})
+        sql = statement("mine").replace("{otherwise}", otherwise)
+        cursor.execute(sql, {"pks": sorted(pks), **whose(claim)})
         return {pk for (pk,) in cursor.fetchall()}
 
     def _lease(self, token: UUID) -> dict[str, Any]:
@@ -334,30 +358,6 @@ class Queue:
             )
             waiting, parked = cursor.fetchone()
         return waiting, parked
-
-
-def retry(
-    using: str, keys: Sequence[str], pks: Sequence[str] | None = None, error: str | None = None
-) -> int:
-    """Make parked rows of sidecars due: those of ``pks``, those whose error has ``error`` in it.
-
-    Returns how many.
-    """
-    with worker_transaction(using) as cursor:
-        cursor.execute(statement("retry"), {"keys": list(keys), "pks": pks, "error": error})
-        return int(cursor.rowcount)
-
-
-def discard(using: str, pairs: Sequence[tuple[str, str]]) -> int:
-    """Forget what is owed for rows, given as pairs of sidecar and key; what is leased stays.
-
-    Their vectors stay as they are, or missing, until the rows change or a sweep finds them. Returns
-    how many.
-    """
-    keys, pks = [key for key, _ in pairs], [pk for _, pk in pairs]
-    with worker_transaction(using) as cursor:
-        cursor.execute(statement("discard"), {"keys": keys, "pks": pks})
-        return int(cursor.rowcount)
 
 
 def whose(claim: Claim) -> dict[str, Any]:

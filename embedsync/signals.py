@@ -14,7 +14,7 @@ from django.dispatch import Signal
 from embedsync.declaration import EmbeddingModel, key_fields, source_of
 
 if TYPE_CHECKING:
-    from embedsync.pipeline import Settled
+    from embedsync.lane import Settled
 
 logger = logging.getLogger("embedsync")
 

@@ -36,6 +36,12 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
     )
     adopted, maker, is_former = cursor.fetchone()
     if adopted == fingerprint:
+        # Once in a while, because who serves for a minute at a time says nothing in between.
+        cursor.execute(
+            "UPDATE embedsync_sidecar SET served_at = statement_timestamp() WHERE key = %s"
+            " AND coalesce(served_at, '-infinity') < statement_timestamp() - interval '1 minute'",
+            [key],
+        )
         return
     if is_former:
         assert_unserved(cursor, key, adopted)
@@ -52,6 +58,7 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
         )
     cursor.execute(
         "UPDATE embedsync_sidecar SET fingerprint = %s, embedder = %s,"
+        " served_at = statement_timestamp(),"
         " former = former - %s::text || to_jsonb(array_remove(ARRAY[fingerprint], '')),"
         # One that nobody has adopted yet: the migration knows whether there is anything to fill.
         " backfill_after = CASE WHEN fingerprint = '' THEN backfill_after END,"
@@ -64,18 +71,22 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
 def assert_unserved(cursor: Any, key: str, adopted: str) -> None:
     """Raise ``SupersededError`` where workers are alive that serve a newer declaration.
 
+    Or where one has begun to just now: it may be a scheduler's, which comes and goes.
+
     A worker with an old one, started by accident, must not take the sidecar back from them. Where
     the old one is meant, as after a deployment that was undone, they end first.
     """
     cursor.execute(
-        "SELECT EXISTS (SELECT FROM embedsync_worker WHERE serves ->> %s = %s"
-        " AND seen_at > statement_timestamp() - %s * interval '1 second')",
-        [key, adopted, ALIVE_SECONDS],
+        "SELECT EXISTS (SELECT FROM embedsync_worker WHERE serves ->> %(key)s = %(adopted)s"
+        " AND seen_at > statement_timestamp() - %(alive)s * interval '1 second')"
+        " OR EXISTS (SELECT FROM embedsync_sidecar WHERE key = %(key)s"
+        " AND served_at > statement_timestamp() - %(alive)s * interval '1 second')",
+        {"key": key, "adopted": adopted, "alive": ALIVE_SECONDS},
     )
     if cursor.fetchone()[0]:
         raise SupersededError(
             f"Workers are alive that serve {key} with a newer declaration: restart this one with"
-            " it. If this one is meant, stop those, and then start it again."
+            " it. If this one is meant, stop those: it begins by itself within some minutes."
         )
 
 

@@ -54,7 +54,7 @@ JOIN embedsync_minute ON minute >= since
 GROUP BY sidecar, since
 """
 WORKERS = """
-SELECT name, doing, settled, errors, started_at,
+SELECT name, doing, settled, serves, errors, started_at,
     greatest(extract(epoch FROM statement_timestamp() - seen_at), 0)::float8
 FROM embedsync_worker
 ORDER BY started_at, name
@@ -66,12 +66,13 @@ class WorkerStatus:
     """A worker: what it said of itself ``seen`` seconds ago.
 
     It ``is_alive`` as long as that is not long ago. ``settled`` are rows since ``started_at``,
-    ``errors`` why it does not serve sidecars, by key.
+    ``serves`` the keys of sidecars, ``errors`` why it does not serve others or is refused, by key.
     """
 
     name: str
     doing: str
     settled: int
+    serves: set[str]
     errors: dict[str, str]
     started_at: datetime
     seen: float
@@ -155,9 +156,12 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
         cursor.execute(MISSED)
         (missed,) = cursor.fetchone()
     said: dict[str, str] = {}
-    for worker in workers(using):
-        if worker.is_alive:
-            said |= worker.errors
+    alive = [worker for worker in workers(using) if worker.is_alive]
+    for worker in alive:
+        said |= worker.errors
+    for worker in alive:
+        for key in worker.serves - worker.errors.keys():
+            said.pop(key, None)  # one that is being replaced, say, does not
     states = SidecarState.objects.using(using).in_bulk([key_of(sidecar) for sidecar in wanted])
     found = []
     for sidecar in wanted:
@@ -189,8 +193,10 @@ def workers(using: str) -> list[WorkerStatus]:
     with connections[using].cursor() as cursor:
         cursor.execute(WORKERS)
         return [
-            WorkerStatus(name, doing, settled, json.loads(errors), started_at, seen)
-            for name, doing, settled, errors, started_at, seen in cursor.fetchall()
+            WorkerStatus(
+                name, doing, settled, set(json.loads(serves)), json.loads(errors), started_at, seen
+            )
+            for name, doing, settled, serves, errors, started_at, seen in cursor.fetchall()
         ]
 
 

@@ -14,7 +14,6 @@ from django.db import (
     DatabaseError,
     InterfaceError,
     OperationalError,
-    ProgrammingError,
     connections,
     reset_queries,
     router,
@@ -23,7 +22,7 @@ from django.db import (
 from embedsync import state
 from embedsync.breaker import Breaker, jitter
 from embedsync.conf import settings
-from embedsync.database import told, worker_transaction
+from embedsync.database import LOCK_NOT_AVAILABLE, sqlstate, told, worker_transaction
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
@@ -34,8 +33,9 @@ from embedsync.embedders import RefusedError, get_embedder
 from embedsync.heartbeat import Heartbeat
 from embedsync.indexing import IndexBuilder
 from embedsync.intake import Intake
+from embedsync.lane import Settled
 from embedsync.lease import LeaseKeeper
-from embedsync.pipeline import Pipeline, Settled
+from embedsync.pipeline import Pipeline, storable
 from embedsync.queue import Claim, Queue
 from embedsync.service import Service
 from embedsync.signals import tell
@@ -43,7 +43,7 @@ from embedsync.signals import tell
 logger = logging.getLogger("embedsync")
 
 HOUSEKEEPING_SECONDS = 2.0
-BROKEN_SECONDS = 5.0  # between two looks whether a table or column has come back
+BROKEN_SECONDS = 5.0  # between two looks whether what was given up can be served again
 LONGEST_RECONNECT_SECONDS = 5.0
 DRAIN_FAILURES = 5
 
@@ -98,7 +98,7 @@ class Worker:
         self._mended_at = 0.0
         self._idle = False
         self._deadline = math.inf
-        self._filled_in_drain: set[str] = set()
+        self._fills_at_start: set[str] = set()
 
     @property
     def served(self) -> dict[str, type[EmbeddingModel]]:
@@ -116,7 +116,7 @@ class Worker:
         """How many rows a drain has before it; those of a fill are counted by the fill."""
         with worker_transaction(self.using) as cursor:
             unfilled = {key for key, _ in state.unfilled(cursor, list(self.services))}
-        self._filled_in_drain = unfilled
+        self._fills_at_start = unfilled
         return self.queue.pending(self.served)
 
     def run(self, *, drain: bool = False, max_seconds: float | None = None) -> None:
@@ -156,6 +156,10 @@ class Worker:
                     logger.info("the database answers again")
                 failures = 0
             except (DatabaseError, InterfaceError) as error:
+                if is_locked(error):
+                    logger.warning("waits for a lock: %s", told(error))
+                    self._wait(jitter(1.0))
+                    continue
                 failures += 1
                 if drain and failures > DRAIN_FAILURES:
                     raise
@@ -196,9 +200,9 @@ class Worker:
         breaker = self.breakers.setdefault(alias, Breaker())
         try:
             self._adopt(Service(sidecar, get_embedder(alias), breaker))
-        except OperationalError:
-            raise
         except (ImproperlyConfigured, state.SupersededError, DatabaseError) as error:
+            if isinstance(error, OperationalError) and not is_locked(error):
+                raise
             self._give_up(sidecar, error)
 
     def round(self) -> bool:
@@ -211,12 +215,16 @@ class Worker:
             self.pipeline.lost = 0
             self._housekeeping_at = 0.0  # a migration may have reset the sidecar's state
         fingerprints = {key: service.fingerprint for key, service in self.services.items()}
-        self.heartbeat.beat(self.pipeline.doing, fingerprints, {**self._refusals(), **self.errors})
+        errors = {**self._refusals(), **self.errors}
+        stuck = self.pipeline.stuck_seconds
+        self.heartbeat.beat(self.pipeline.doing, fingerprints, errors, stuck)
         return taken > 0 or moved > 0 or self.pipeline.busy
 
     def _take(self) -> int:
         """Claim more, where there is room. Returns how many events and rows moved."""
         ready = self._ready()
+        if not ready:
+            self.intake.behind = False
         if not ready or (self._idle and self.intake.is_idle(ready)):
             return 0
         claims: list[Claim] = []
@@ -258,29 +266,30 @@ class Worker:
                 "seconds": round(time.monotonic() - part.claimed_at, 3),
             },
         )
-        if part.claim.filling or key not in self._filled_in_drain:
+        if part.claim.filling or key not in self._fills_at_start:
             self.progress(settled.rows)
         tell(sidecar, self.using, settled)
 
     def _give_up(self, sidecar: type[EmbeddingModel], error: Exception) -> None:
+        """Serve a sidecar no more, until what is wrong with it has been seen to."""
         key = key_of(sidecar)
         self.services.pop(key, None)
-        if isinstance(error, DatabaseError):
-            self._broken[key] = sidecar  # a migration may mend it
-            self._mended_at = time.monotonic() + BROKEN_SECONDS
-        self.errors[key] = str(error)
-        if isinstance(error, ProgrammingError):
-            self.errors[key] = told(error)
-        logger.error("%s is not served: %s", key, self.errors[key])
+        self._broken[key] = sidecar
+        self._mended_at = time.monotonic() + BROKEN_SECONDS
+        said = told(error) if isinstance(error, DatabaseError) else str(error)
+        said = storable(said.partition("\n")[0])
+        if self.errors.get(key) != said:
+            logger.error("%s is not served: %s", key, said, extra={"sidecar": key})
+        self.errors[key] = said
 
     def _adopt(self, service: Service) -> None:
         with worker_transaction(self.using) as cursor:
             state.adopt(cursor, service.sidecar, service.embedder.fingerprint)
         key = key_of(service.sidecar)
         self.services[key] = service
-        if self._broken.pop(key, None):
-            logger.info("%s is served again", key)
-            del self.errors[key]
+        self._broken.pop(key, None)
+        if self.errors.pop(key, None):
+            logger.info("%s is served again", key, extra={"sidecar": key})
 
     def _keep_house(self) -> None:
         """See to what need not be seen to in every round."""
@@ -291,9 +300,9 @@ class Worker:
             try:
                 if not state.is_current(key, service.fingerprint, found.get(key)):
                     self._adopt(service)
-            except OperationalError:
-                raise
             except (state.SupersededError, DatabaseError) as error:
+                if isinstance(error, OperationalError) and not is_locked(error):
+                    raise
                 self._give_up(service.sidecar, error)
         if self._broken and time.monotonic() >= self._mended_at:
             self._mended_at = time.monotonic() + BROKEN_SECONDS
@@ -324,7 +333,7 @@ class Worker:
     def _refusals(self) -> dict[str, str]:
         """Of providers that need somebody to see to them, by sidecar."""
         return {
-            key: str(service.breaker.trouble)
+            key: storable(str(service.breaker.trouble).partition("\n")[0])
             for key, service in self.services.items()
             if isinstance(service.breaker.trouble, RefusedError)
         }
@@ -340,3 +349,8 @@ class Worker:
         end = time.monotonic() + seconds
         while not self._is_over() and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether it is that a lock could not be had in time: nothing is wrong with the database."""
+    return sqlstate(error) == LOCK_NOT_AVAILABLE

@@ -12,8 +12,9 @@ from django.core.management import call_command
 from django.db import connection, connections
 from django.urls import reverse
 
+from embedsync.ledger import discard
 from embedsync.models import Ledger, LedgerRow, SidecarState, WorkerState
-from embedsync.queue import Queue, discard
+from embedsync.queue import Queue
 from tests.books import KEY, BookEmbedding, execute, make_due
 from tests.library.models import Book
 from tests.owed import (

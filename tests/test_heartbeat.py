@@ -134,7 +134,9 @@ class TestAnOldWorker:
         Book.objects.create(title="A")
         drain()
         current = SidecarState.objects.get(key=KEY).fingerprint
-        SidecarState.objects.filter(key=KEY).update(fingerprint="newer", former=[current])
+        SidecarState.objects.filter(key=KEY).update(
+            fingerprint="newer", former=[current], served_at=timezone.now() - LATER
+        )
         return WorkerState.objects.create(name="new:1", serves={KEY: "newer"})
 
     def test_takes_nothing_back(self, superseded, drain):
@@ -157,6 +159,22 @@ class TestAnOldWorker:
     def test_serves_when_the_others_have_died(self, superseded, drain):
         WorkerState.objects.update(seen_at=timezone.now() - LATER)
         assert KEY not in drain().errors
+
+    def test_waits_while_others_come_and_go(self, superseded, drain):
+        """Those of a scheduler, which serve for a minute at a time."""
+        superseded.delete()
+        SidecarState.objects.update(served_at=timezone.now())
+        assert "newer declaration" in drain().errors[KEY]
+
+    def test_serves_without_being_started_again(self, superseded, drain):
+        worker = drain()
+        assert KEY in worker.errors
+        superseded.delete()
+        Book.objects.update(title="B")
+        worker._mended_at = 0.0
+        worker.run(drain=True)
+        assert KEY not in worker.errors
+        assert_in_step(BookEmbedding)
 
     def test_a_declaration_that_was_never_served_takes_over_at_once(self, superseded, drain):
         SidecarState.objects.filter(key=KEY).update(former=["others"])

@@ -122,7 +122,7 @@ def test_what_is_tried_again_is_in_hand_alone(drain, gate, running):
     """And counted when its turn comes, so that a death blames one."""
     drain()
     Book.objects.bulk_create([Book(id=n, title=f"Book {n}") for n in range(1, 9)])
-    Worker().queue.fold([KEY], 4)
+    Worker().queue.fold([KEY], 8)
     Ledger.objects.update(token=None, run_at="2000-01-01T00:00Z")
     running(concurrency=4)
     until(lambda: gate.inside == 1)
@@ -150,7 +150,7 @@ class TestBytes:
         return found
 
     def test_long_texts_are_read_a_few_at_a_time(self, drain, settings, sizes):
-        settings.EMBEDSYNC_BATCH_BYTES = 100_000
+        settings.EMBEDSYNC_BATCH_BYTES = 200_000  # for the batch in hand and the next
         drain()
         sizes.clear()
         Book.objects.bulk_create([Book(title=str(n), body="ä" * 15_000) for n in range(20)])

@@ -15,7 +15,8 @@ from embedsync import tasks
 from embedsync.breaker import Breaker
 from embedsync.embedders import RefusedError, UnavailableError
 from embedsync.embedders.trouble import seconds_of, trouble_of
-from embedsync.models import Ledger
+from embedsync.lane import Lane
+from embedsync.models import Ledger, WorkerState
 from embedsync.worker import Worker
 from tests.books import KEY, BookEmbedding
 from tests.library.models import Book, Parcel
@@ -362,3 +363,56 @@ def test_trouble_is_known_behind_other_exceptions():
 )
 def test_retry_after_is_read(header, seconds):
     assert seconds_of(header) == seconds
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_text_that_makes_its_provider_fail_holds_up_no_other(
+    worker, provider, clock, settings, alone
+):
+    """Neither those of another sidecar of its embedder, nor those that are tried one by one."""
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 3
+
+    def answer(texts):
+        if any("poison" in text for text in texts):
+            return 500, {}, {}
+        return provider.works(texts)
+
+    provider.answer = answer
+    entry = settings.EMBEDSYNC_EMBEDDERS["scripted"]
+    settings.EMBEDSYNC_EMBEDDERS = {**settings.EMBEDSYNC_EMBEDDERS, "hashing": entry}
+    worker = Worker()
+    worker.start()
+    # Both sidecars are of one provider, as if they named the same embedder.
+    worker.pipeline._lane = lambda service: worker.pipeline._lanes.setdefault(
+        "scripted", Lane("scripted", 1)
+    )
+    for service in worker.services.values():
+        object.__setattr__(service, "breaker", worker.breakers["scripted"])
+    Book.objects.create(id=1, title="poison")
+    Parcel.objects.bulk_create([Parcel(label=f"parcel {n}") for n in range(40)])
+    if alone:
+        worker.queue.fold(list(worker.services), 100)
+        Ledger.objects.update(token=None, run_at=timezone.now())
+    for _ in range(60):
+        work(worker)
+        clock.now += 31.0
+        Ledger.objects.filter(run_at__isnull=False).update(run_at=timezone.now())
+    assert ParcelEmbedding.objects.count() == 40
+
+
+def test_a_late_answer_does_not_close_a_breaker(clock):
+    breaker = Breaker()
+    breaker.failed(UnavailableError("busy", retry_after=70.0))
+    breaker.answered()  # a call that had begun before
+    assert (breaker.failures, breaker.is_open, str(breaker.trouble)) == (1, True, "busy")
+
+
+def test_a_refusal_is_told_in_a_line_that_can_be_stored(worker, provider):
+    provider.answer = lambda texts: (403, {}, {})
+    Book.objects.create(title="A")
+    work(worker)
+    worker.breakers["scripted"].trouble = RefusedError("half \0 of a \ud800 message\nand a text")
+    worker.heartbeat.hurry()
+    worker.round()
+    said = WorkerState.objects.get().errors[KEY]
+    assert said == "half \\0 of a \\ud800 message"

@@ -19,6 +19,7 @@ class Migration(migrations.Migration):
                 ("fingerprint", models.TextField(db_default="")),
                 ("embedder", models.TextField(db_default="")),
                 ("former", models.JSONField(db_default=[], default=list)),
+                ("served_at", models.DateTimeField(null=True)),
                 ("backfill_after", models.TextField(null=True)),
                 ("backfilled_at", models.DateTimeField(null=True)),
                 ("missed", models.BigIntegerField(db_default=0)),

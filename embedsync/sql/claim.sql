@@ -26,6 +26,8 @@ claimed AS (
             WHEN l.run_at > statement_timestamp() THEN l.attempts
             -- Its worker died: that counts, whatever has changed since.
             ELSE l.attempts + excluded.attempts END,
+        -- A parked row does not wait: what makes it due again is what it has waited since.
+        queued_at = CASE WHEN l.run_at IS NULL THEN excluded.queued_at ELSE l.queued_at END,
         worker = CASE WHEN l.token IS NOT NULL AND l.run_at > statement_timestamp()
             THEN l.worker ELSE excluded.worker END
     RETURNING l.sidecar, l.source_pk, l.attempts, l.token

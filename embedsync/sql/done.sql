@@ -10,7 +10,8 @@ WITH mine AS MATERIALIZED (
     ) l
 ), again AS (
     UPDATE embedsync_ledger
-    SET token = NULL, dirty = false, run_at = clock_timestamp(), attempts = 0, last_error = ''
+    SET token = NULL, dirty = false, run_at = clock_timestamp(), attempts = 0, last_error = '',
+        queued_at = clock_timestamp()
     WHERE ctid = ANY(ARRAY(SELECT ctid FROM mine WHERE dirty))
 )
 DELETE FROM embedsync_ledger WHERE ctid = ANY(ARRAY(SELECT ctid FROM mine WHERE NOT dirty))

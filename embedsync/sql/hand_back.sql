@@ -5,7 +5,8 @@ SET token = NULL,
     run_at = clock_timestamp() + CASE WHEN dirty THEN 0 ELSE u.delay END * interval '1 second',
     attempts = CASE WHEN dirty THEN 0 ELSE greatest(attempts - %(refund)s, 0) END,
     -- What holds up a row that is not to blame holds up another text of it, too.
-    last_error = CASE WHEN dirty AND %(refund)s = 0 THEN '' ELSE %(error)s END,
+    last_error = CASE WHEN dirty AND %(refund)s = 0 THEN '' WHEN %(error)s = '' THEN last_error
+        ELSE %(error)s END,
     dirty = false
 FROM unnest(%(pks)s::text[], %(delays)s::float8[]) AS u(source_pk, delay)
 WHERE l.sidecar = %(key)s AND l.source_pk = u.source_pk AND l.token = %(token)s

@@ -6,5 +6,5 @@ FROM unnest(%(pks)s::text[]) AS u(source_pk)
 CROSS JOIN LATERAL (
     SELECT FROM embedsync_ledger
     WHERE sidecar = %(key)s AND source_pk = u.source_pk AND token = %(token)s
-    FOR UPDATE
+    FOR UPDATE {otherwise}
 ) l

@@ -8,5 +8,5 @@ WITH parked AS MATERIALIZED (
     ORDER BY sidecar COLLATE "C", source_pk COLLATE "C"
     FOR UPDATE
 )
-UPDATE embedsync_ledger SET run_at = clock_timestamp(), attempts = 0
+UPDATE embedsync_ledger SET run_at = clock_timestamp(), queued_at = clock_timestamp(), attempts = 0
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM parked))

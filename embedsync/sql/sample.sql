@@ -10,7 +10,7 @@ FROM (
 WHERE NOT EXISTS (
     SELECT FROM embedsync_minute
     WHERE minute = date_trunc('minute', statement_timestamp()) AND waiting > 0
-        AND sidecar = ANY(%(served)s)
+        AND sidecar = owed.sidecar
 )
 GROUP BY owed.sidecar
 ORDER BY owed.sidecar COLLATE "C"

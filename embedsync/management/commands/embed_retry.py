@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from embedsync.declaration import key_of
-from embedsync.queue import retry
+from embedsync.ledger import retry
 from embedsync.status import chosen
 
 

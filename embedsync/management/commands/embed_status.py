@@ -108,7 +108,12 @@ class Command(BaseCommand):
         found, known = statuses(using, wanted), workers(using)
         if as_json:
             listed = [
-                {**asdict(worker), "started_at": worker.started_at.isoformat()} for worker in known
+                {
+                    **asdict(worker),
+                    "serves": sorted(worker.serves),
+                    "started_at": worker.started_at.isoformat(),
+                }
+                for worker in known
             ]
             self.write_json(
                 database=using, sidecars=[asdict(status) for status in found], workers=listed

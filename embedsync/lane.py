@@ -1,0 +1,114 @@
+"""A lane: the calls of one embedder, and the parts of claims that they are for."""
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from embedsync.queue import Claim
+from embedsync.service import Embedded, Service
+
+
+@dataclass(eq=False)
+class Part:
+    """Rows of a claim that are read, embedded and written together.
+
+    One that failed before, or was there when a worker died, is ``alone``, so that one bad row harms
+    one row. Its attempt is ``counted`` when its turn comes: a death shall count for the one in
+    hand, and not for those that wait.
+    """
+
+    service: Service
+    claim: Claim
+    pks: list[str]
+    alone: bool = False
+    counted: bool = True
+    claimed_at: float = field(default_factory=time.monotonic)
+    digests: dict[str, bytes] = field(default_factory=dict)
+    blank: list[str] = field(default_factory=list)
+    unchanged: set[str] = field(default_factory=set)
+
+    @property
+    def wanted(self) -> list[str]:
+        """The rows that need a new vector."""
+        return [pk for pk in self.digests if pk not in self.unchanged]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of a part: how many rows are settled, which of them got a vector, which failed.
+
+    ``failed`` has the error and the seconds until the next attempt: None for those that are parked.
+    """
+
+    part: Part
+    rows: int
+    embedded: list[str]
+    failed: Mapping[str, tuple[str, float | None]]
+
+
+class Lane:
+    """The calls of one embedder: parts that wait, and those that are being embedded."""
+
+    def __init__(self, alias: str, concurrency: int) -> None:
+        self.waiting: deque[Part] = deque()
+        self.running: dict[Future[Embedded], Part] = {}
+        self.moved_at = time.monotonic()  # when a call began or was answered
+        self._concurrency = concurrency
+        self._threads = ThreadPoolExecutor(concurrency, f"embedsync-{alias}")
+
+    @property
+    def parts(self) -> list[Part]:
+        return [*self.waiting, *self.running.values()]
+
+    @property
+    def wants(self) -> bool:
+        """Whether to claim more."""
+        return not self.waiting and self.room > 0
+
+    @property
+    def holds_suspect(self) -> bool:
+        """Whether a row is in hand that may have killed a worker."""
+        return any(part.alone for part in self.running.values())
+
+    @property
+    def stuck_seconds(self) -> float:
+        """For how long none of the calls has been answered."""
+        return time.monotonic() - self.moved_at if self.running else 0.0
+
+    @property
+    def room(self) -> int:
+        """How many parts may begin: what is to follow is read while others are being embedded."""
+        return 2 * self._concurrency - len(self.running)
+
+    def next(self, *, suspect_elsewhere: bool) -> Part | None:
+        """The next part, if it may begin now."""
+        if not self.waiting or self.room <= 0:
+            return None
+        if self.waiting[0].service.breaker.failures and not self.running:
+            # Any of them: the first may be what makes the provider fail.
+            self.waiting.rotate(-random.randrange(len(self.waiting)))  # noqa: S311
+        first = self.waiting[0]
+        if first.alone and suspect_elsewhere:
+            return None
+        in_doubt = first.alone or first.service.breaker.failures > 0
+        if self.running and (in_doubt or self.holds_suspect):
+            return None
+        return self.waiting.popleft()
+
+    def begin(self, part: Part, texts: Mapping[str, str], is_left: Callable[[], bool]) -> None:
+        """Have texts embedded in a thread of this lane, until ``is_left()``."""
+
+        def stopped() -> bool:
+            self.moved_at = time.monotonic()  # it is asked between two calls
+            return is_left()
+
+        if not self.running:
+            self.moved_at = time.monotonic()
+        call = self._threads.submit(part.service.embed, texts, stopped, suspect=part.alone)
+        self.running[call] = part
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
