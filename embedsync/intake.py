@@ -9,8 +9,11 @@ from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate
 from embedsync.declaration import EmbeddingModel
 from embedsync.queue import Claim, Queue
 from embedsync.service import Service
+from embedsync.signals import tell_failed
 
 logger = logging.getLogger("embedsync")
+
+WORKERS_DIED = "The worker died while it held this row."  # as due.sql has it
 
 GiveUp = Callable[[type[EmbeddingModel], Exception], None]
 
@@ -47,22 +50,30 @@ class Intake:
         truncated, hops = self.queue.rare(list(self.services))
         self.unfilled |= set(truncated)
         expanded = self._expand(hops)
+        ready = [key for key in ready if key in self.services]  # some may just have been given up
         # A share for retries and one for the fill, however many events come in.
-        claims += self.queue.due(ready, max(1, size // 4))
+        claims += self._due(ready, max(1, size // 4))
         retries = size - room()
-        # Some may just have been given up.
-        unfilled = sorted(self.unfilled & set(ready) & self.services.keys())
+        unfilled = sorted(self.unfilled.intersection(ready))
         reserve = size // 4 if unfilled else 0
         picked, folded = self.queue.fold(ready, max(1, room() - reserve))
         claims += folded
         if retries >= size // 4 and room() > reserve:
-            claims += self.queue.due(ready, room() - reserve)
+            claims += self._due(ready, room() - reserve)
         for key in unfilled:
             if room() <= 0:
                 break
             picked += self._fill(key, room(), claims)
         self.behind = room() <= 0 or picked >= size
         return len(truncated) + expanded + picked + size - room()
+
+    def _due(self, ready: list[str], limit: int) -> list[Claim]:
+        claims = self.queue.due(ready, limit)
+        for key, pk, attempts in self.queue.parked:
+            about = {"sidecar": key, "source_pk": pk, "attempts": attempts}
+            logger.error("%s %s: parked, %s", key, pk, WORKERS_DIED, extra=about)
+            tell_failed(self.services[key].sidecar, self.queue.using, pk, WORKERS_DIED, attempts)
+        return claims
 
     def _fill(self, key: str, asked: int, claims: list[Claim]) -> int:
         """Take a page of a fill. Returns how many rows it had."""

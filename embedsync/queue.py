@@ -69,6 +69,7 @@ class Queue:
     using: str
     worker: str
     low: int = 0
+    parked: list[tuple[str, str, int]] = field(default_factory=list)  # by the last ``due``
     _next_full_look: float = 0.0
     _events_per_row: float = 1.0  # of late
     _share: int = 1  # of the related rows that are looked for at a time
@@ -125,8 +126,10 @@ class Queue:
     def due(self, served: Sequence[str], limit: int) -> list[Claim]:
         """Lease at most ``limit`` rows whose time has come; park those tried too often.
 
-        Each sidecar has a share; what one leaves goes to the others.
+        Each sidecar has a share; what one leaves goes to the others. What was parked is in
+        ``parked`` afterwards: sidecar, key and attempts.
         """
+        self.parked.clear()
         found: list[Claim] = []
         keys, left = list(served), limit
         while keys and left > 0:
@@ -150,6 +153,7 @@ class Queue:
                 },
             )
             rows = cursor.fetchall()
+        self.parked += [(key, pk, n) for key, pk, n, held in rows if held is None]
         return claims(((key, pk, n) for key, pk, n, held in rows if held == token), token)
 
     def fill(self, sidecar: type[EmbeddingModel], limit: int) -> tuple[int, list[Claim]]:

@@ -30,15 +30,29 @@ embedding_failed = Signal()
 def tell(sidecar: type[EmbeddingModel], using: str, settled: "Settled") -> None:
     """Send what became of some rows to whoever listens."""
     source = source_of(sidecar)
-    more = {"sidecar": sidecar, "using": using}
     if settled.embedded and embeddings_updated.has_listeners(source):
         pks = [key_value(sidecar, pk) for pk in settled.embedded]
-        send(embeddings_updated, source, **more, pks=pks)
+        send(embeddings_updated, source, sidecar=sidecar, using=using, pks=pks)
+    for pk, (error, wait) in settled.failed.items():
+        attempts = settled.part.claim.attempts[pk]
+        tell_failed(sidecar, using, pk, error, attempts, parked=wait is None)
+
+
+def tell_failed(
+    sidecar: type[EmbeddingModel],
+    using: str,
+    pk: str,
+    error: str,
+    attempts: int,
+    *,
+    parked: bool = True,
+) -> None:
+    """Send that a row has failed to whoever listens."""
+    source = source_of(sidecar)
     if embedding_failed.has_listeners(source):
-        for pk, (error, wait) in settled.failed.items():
-            attempts, parked = settled.part.claim.attempts[pk], wait is None
-            found = {"pk": key_value(sidecar, pk), "error": error, "attempts": attempts}
-            send(embedding_failed, source, **more, **found, parked=parked)
+        more = {"error": error, "attempts": attempts, "parked": parked}
+        where = {"sidecar": sidecar, "using": using, "pk": key_value(sidecar, pk)}
+        send(embedding_failed, source, **where, **more)
 
 
 def send(signal: Signal, source: type[Model], **arguments: Any) -> None:

@@ -13,7 +13,7 @@ from embedsync.embedders import get_embedder
 from embedsync.models import Ledger
 from embedsync.signals import embedding_failed, embeddings_updated
 from embedsync.worker import Worker
-from tests.books import KEY, BookEmbedding, execute
+from tests.books import KEY, BookEmbedding, execute, make_due
 from tests.library.models import Book, Hall, Parcel, Seat
 from tests.sync import assert_in_step
 from tests.workers import until
@@ -240,6 +240,18 @@ class TestSignals:
         Book.objects.filter(pk=good[0].pk).update(title="good 0", body="")  # nothing new
         drain()
         assert heard == []
+
+    def test_a_row_that_kills_its_workers_is_told_of(self, drain, heard, settings, caplog):
+        settings.EMBEDSYNC_MAX_ATTEMPTS = 1
+        drain()
+        killer = Book.objects.create(title="a worker dies of it")
+        Worker().queue.fold([KEY], 10)
+        make_due()
+        drain()
+        [(name, _, arguments)] = heard
+        assert (name, arguments["pk"], arguments["parked"]) == ("failed", killer.pk, True)
+        assert arguments["error"] == Ledger.objects.get().last_error
+        assert f"{killer.pk}: parked, The worker died" in caplog.text
 
     def test_keys_are_told_as_python_has_them(self, drain, heard):
         hall = Hall.objects.create(name="Great")
