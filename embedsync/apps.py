@@ -9,7 +9,7 @@ class EmbedsyncConfig(AppConfig):
     def ready(self) -> None:
         from embedsync import checks  # noqa: F401  (registers them)
         from embedsync.declaration import add_dependencies
-        from embedsync.queue import forget_dropped
+        from embedsync.state import forget_dropped
         from embedsync.triggers import renew_triggers
 
         add_dependencies()

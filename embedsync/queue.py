@@ -17,7 +17,13 @@ from pgvector import HalfVector
 
 from embedsync import state
 from embedsync.conf import settings
-from embedsync.database import binary_cursor, literal_sql, names_of, related_sql, worker_transaction
+from embedsync.database import (
+    binary_cursor,
+    names_of,
+    related_sql,
+    text_array,
+    worker_transaction,
+)
 from embedsync.declaration import EmbeddingModel, key_of
 from embedsync.sql import statement
 
@@ -276,7 +282,7 @@ class Queue:
                     binary.execute(
                         names.fill("write"),
                         {
-                            "pks": write,
+                            "pks": text_array(write),
                             "digests": [vectors[pk][0] for pk in write],
                             "vectors": [vectors[pk][1] for pk in write],
                         },
@@ -285,7 +291,7 @@ class Queue:
             if remove:
                 cursor.execute(names.fill("remove"), {"pks": remove, "blank": list(blank)})
             if mine:
-                cursor.execute(statement("done"), {"pks": sorted(mine), **whose(claim)})
+                cursor.execute(statement("done"), {"pks": text_array(sorted(mine)), **whose(claim)})
         return done
 
     def hand_back(
@@ -323,7 +329,7 @@ class Queue:
         # and we for it.
         cursor.execute("LOCK TABLE embedsync_ledger IN ROW EXCLUSIVE MODE")
         sql = statement("mine").replace("{otherwise}", otherwise)
-        cursor.execute(sql, {"pks": sorted(pks), **whose(claim)})
+        cursor.execute(sql, {"pks": text_array(sorted(pks)), **whose(claim)})
         return {pk for (pk,) in cursor.fetchall()}
 
     def _lease(self, token: UUID) -> dict[str, Any]:
@@ -375,24 +381,3 @@ def claims(rows: Iterable[tuple[str, str, int]], token: UUID) -> list[Claim]:
     for key, pk, attempts in rows:
         by_sidecar.setdefault(key, {})[pk] = attempts
     return [Claim(key, token, attempts) for key, attempts in sorted(by_sidecar.items())]
-
-
-def forget_dropped(*, using: str, **_: Any) -> None:
-    """After a migration: forget the sidecars that no trigger in the database serves any more."""
-    connection = connections[using]
-    if connection.vendor != "postgresql":
-        return
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT to_regclass('embedsync_inbox') IS NOT NULL"
-            " AND to_regclass('embedsync_sidecar') IS NOT NULL"
-            " AND to_regclass('embedsync_trigger') IS NOT NULL"
-        )
-        if not cursor.fetchone()[0]:
-            return
-        cursor.execute(statement("dropped"))
-        schema, dropped = cursor.fetchone()
-        for key in dropped or []:
-            cursor.execute(
-                statement("forget").format(schema=schema, key=literal_sql(using, "%s", [key]))
-            )

@@ -7,7 +7,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from django.db import connections
+
+from embedsync.database import literal_sql
 from embedsync.declaration import EmbeddingModel, declaration_of, key_of
+from embedsync.sql import statement
 
 # A worker that has said nothing for so long is taken for dead. An idle one speaks once a minute.
 ALIVE_SECONDS = 180.0
@@ -306,3 +310,24 @@ def by_last_sweep(cursor: Any, keys: Sequence[str]) -> list[str]:
         [list(keys)],
     )
     return [key for (key,) in cursor.fetchall()]
+
+
+def forget_dropped(*, using: str, **_: Any) -> None:
+    """After a migration: forget the sidecars that no trigger in the database serves any more."""
+    connection = connections[using]
+    if connection.vendor != "postgresql":
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT to_regclass('embedsync_inbox') IS NOT NULL"
+            " AND to_regclass('embedsync_sidecar') IS NOT NULL"
+            " AND to_regclass('embedsync_trigger') IS NOT NULL"
+        )
+        if not cursor.fetchone()[0]:
+            return
+        cursor.execute(statement("dropped"))
+        schema, dropped = cursor.fetchone()
+        for key in dropped or []:
+            cursor.execute(
+                statement("forget").format(schema=schema, key=literal_sql(using, "%s", [key]))
+            )

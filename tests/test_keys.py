@@ -6,6 +6,7 @@ import uuid
 import pytest
 from django.db import connection
 
+from embedsync.database import text_array
 from embedsync.models import Inbox, SidecarState
 from tests.books import execute
 from tests.library.models import Evening, Hall, Novel, Parcel, Seat, Thriller, Ticket, Work
@@ -152,3 +153,22 @@ def test_a_child_that_goes_and_leaves_its_parent_has_no_vector(rows, drain):
     drain()
     assert Work.objects.filter(title="Novel 1").exists()
     assert_in_step(SIDECARS[Novel])
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [],
+        [""],
+        ["1", "2"],
+        ["1,2", "3"],
+        ["NULL", "null"],
+        ["6f9619ff-8b86-d011-b42d-00c04fc964ff"],
+        ["a\\b", 'c"d', "{e}", " f ", "g\n\th", "ä😀", "%s", "'"],
+        ["-1", "a,", ",b"],
+    ],
+)
+def test_keys_reach_the_server_as_they_are(db, keys):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT %s::text[]", [text_array(keys)])
+        assert cursor.fetchone() == (keys,)
