@@ -164,7 +164,7 @@ class SidecarState(models.Model):
     """How far one sidecar is: what filled it, and how far its fill has come.
 
     ``fingerprint`` is the declaration that workers serve, ``former`` those that they served before,
-    ``served_at`` when a worker last began to, ``embedder`` what made the vectors.
+    ``served_at`` when a scheduler's worker last did, ``embedder`` what made the vectors.
     ``backfill_after`` is the last key of the fill in hand. ``missed`` is the value of the sequence
     that counts failures of the triggers, as of the last fill; ``missed_seen`` the one that the next
     fill is for, which waits until the transactions before ``missed_until`` have ended.

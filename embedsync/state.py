@@ -40,14 +40,8 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
     )
     adopted, maker, is_former = cursor.fetchone()
     if adopted == fingerprint:
-        # Once in a while, because who serves for a minute at a time says nothing in between.
-        cursor.execute(
-            "UPDATE embedsync_sidecar SET served_at = statement_timestamp() WHERE key = %s"
-            " AND coalesce(served_at, '-infinity') < statement_timestamp() - interval '1 minute'",
-            [key],
-        )
         return
-    if is_former:
+    if is_former and adopted:
         assert_unserved(cursor, key, adopted)
     table = cursor.db.ops.quote_name(sidecar._meta.db_table)
     assert_dimensions(cursor, sidecar, table)
@@ -62,7 +56,6 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
         )
     cursor.execute(
         "UPDATE embedsync_sidecar SET fingerprint = %s, embedder = %s,"
-        " served_at = statement_timestamp(),"
         " former = former - %s::text || to_jsonb(array_remove(ARRAY[fingerprint], '')),"
         # One that nobody has adopted yet: the migration knows whether there is anything to fill.
         " backfill_after = CASE WHEN fingerprint = '' THEN backfill_after END,"
@@ -72,10 +65,23 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
     )
 
 
+def note_served(cursor: Any, keys: Sequence[str]) -> None:
+    """Note that a scheduler's worker serves these sidecars, which is gone in a minute.
+
+    Only of those that have been served otherwise before, and not more often than once a minute.
+    """
+    cursor.execute(
+        "UPDATE embedsync_sidecar SET served_at = statement_timestamp()"
+        " WHERE key = ANY(%s) AND former <> '[]'"
+        " AND coalesce(served_at, '-infinity') < statement_timestamp() - interval '1 minute'",
+        [list(keys)],
+    )
+
+
 def assert_unserved(cursor: Any, key: str, adopted: str) -> None:
     """Raise ``SupersededError`` where workers are alive that serve a newer declaration.
 
-    Or where one has begun to just now: it may be a scheduler's, which comes and goes.
+    Or where a scheduler's has just done so, which comes and goes.
 
     A worker with an old one, started by accident, must not take the sidecar back from them. Where
     the old one is meant, as after a deployment that was undone, they end first.
@@ -89,8 +95,9 @@ def assert_unserved(cursor: Any, key: str, adopted: str) -> None:
     )
     if cursor.fetchone()[0]:
         raise SupersededError(
-            f"Workers are alive that serve {key} with a newer declaration: restart this one with"
-            " it. If this one is meant, stop those: it begins by itself within some minutes."
+            f"Other workers serve {key} with a newer declaration, or have until a moment ago:"
+            " restart this one with it. If this one is meant, stop those: within some minutes it"
+            " begins by itself."
         )
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS
 
+from embedsync.database import worker_transaction
+from embedsync.state import note_served
 from embedsync.sweep import RATE, Pace, sidecars_in, sweep_all
 from embedsync.swept import report
 from embedsync.worker import Worker
@@ -28,6 +30,9 @@ def process_pending(
         settled += rows
 
     worker = Worker(database, count)
+    worker.start()
+    with worker_transaction(database) as cursor:
+        note_served(cursor, list(worker.services))
     worker.run(drain=True, max_seconds=max_seconds)
     waiting, parked = worker.queue.left(list(worker.services))
     return {"settled": settled, "waiting": waiting, "parked": parked, "errors": worker.errors}

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
+from embedsync import tasks
 from embedsync.heartbeat import Heartbeat
 from embedsync.models import Minute, SidecarState, WorkerState
 from embedsync.worker import Worker
@@ -142,7 +143,7 @@ class TestAnOldWorker:
     def test_takes_nothing_back(self, superseded, drain):
         Book.objects.update(title="B")
         worker = drain()
-        assert "newer declaration: restart this one" in worker.errors[KEY]
+        assert "newer declaration" in worker.errors[KEY]
         assert SidecarState.objects.get(key=KEY).fingerprint == "newer"
         assert BookEmbedding.objects.count() == 1
 
@@ -163,8 +164,19 @@ class TestAnOldWorker:
     def test_waits_while_others_come_and_go(self, superseded, drain):
         """Those of a scheduler, which serve for a minute at a time."""
         superseded.delete()
-        SidecarState.objects.update(served_at=timezone.now())
+        own = SidecarState.objects.get(key=KEY).former[0]
+        SidecarState.objects.filter(key=KEY).update(fingerprint=own, former=["older"])
+        tasks.process_pending()
+        SidecarState.objects.filter(key=KEY).update(fingerprint="newer", former=[own])
         assert "newer declaration" in drain().errors[KEY]
+        SidecarState.objects.update(served_at=timezone.now() - LATER)
+        assert KEY not in drain().errors
+
+    def test_goes_back_at_once_where_nobody_serves(self, superseded, drain):
+        """As a developer does, who tries a template and takes it back."""
+        superseded.delete()
+        SidecarState.objects.update(served_at=None)
+        assert KEY not in drain().errors
 
     def test_serves_without_being_started_again(self, superseded, drain):
         worker = drain()
