@@ -7,7 +7,14 @@ from typing import Any
 
 import psycopg
 from django.core.exceptions import EmptyResultSet, FullResultSet
-from django.db import ProgrammingError, connections, models, transaction
+from django.db import (
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    models,
+    transaction,
+)
 from django.db.models.expressions import RawSQL
 from pgvector.psycopg.halfvec import register_halfvec_info
 from psycopg.types import TypeInfo
@@ -37,6 +44,7 @@ SET LOCAL extra_float_digits = 1;
 SET LOCAL bytea_output = 'hex';
 """
 
+READ_ONLY = "25006"
 QUERY_CANCELED, LOCK_NOT_AVAILABLE = "57014", "55P03"
 TOO_LONG = {QUERY_CANCELED, LOCK_NOT_AVAILABLE}  # for the timeouts of this role
 SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column
@@ -46,10 +54,16 @@ SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column
 def worker_transaction(using: str) -> Iterator[Any]:
     """A cursor in a short transaction of the worker's."""
     nested = connections[using].in_atomic_block
-    with transaction.atomic(using), connections[using].cursor() as cursor:
-        if not nested:
-            cursor.execute(PREAMBLE)
-        yield cursor
+    try:
+        with transaction.atomic(using), connections[using].cursor() as cursor:
+            if not nested:
+                cursor.execute(PREAMBLE)
+            yield cursor
+    except InternalError as error:
+        # A standby, or a role that may only read for now: no sidecar's fault, and to be waited for.
+        if sqlstate(error) == READ_ONLY:
+            raise OperationalError(*error.args) from error.__cause__
+        raise
 
 
 @contextmanager
