@@ -19,6 +19,7 @@ from django.db.models.expressions import RawSQL
 from pgvector.psycopg.halfvec import register_halfvec_info
 from psycopg.types import TypeInfo
 
+from embedsync.conf import settings
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
@@ -44,7 +45,8 @@ SET LOCAL extra_float_digits = 1;
 SET LOCAL bytea_output = 'hex';
 """
 
-READ_ONLY = "25006"
+# The server, or the role, may only read for now; this worker was silent for too long.
+FOR_NOW = {"25006", "25P03"}
 QUERY_CANCELED, LOCK_NOT_AVAILABLE = "57014", "55P03"
 TOO_LONG = {QUERY_CANCELED, LOCK_NOT_AVAILABLE}  # for the timeouts of this role
 SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column
@@ -57,11 +59,14 @@ def worker_transaction(using: str) -> Iterator[Any]:
     try:
         with transaction.atomic(using), connections[using].cursor() as cursor:
             if not nested:
-                cursor.execute(PREAMBLE)
+                # Who is frozen or cut off in the middle holds no lock for longer than a lease.
+                idle = min(round(settings.lease * 1000), 2**31 - 1)
+                limit = f"SET LOCAL idle_in_transaction_session_timeout = {idle}"
+                cursor.execute(f"{PREAMBLE}{limit}")
             yield cursor
     except InternalError as error:
-        # A standby, or a role that may only read for now: no sidecar's fault, and to be waited for.
-        if sqlstate(error) == READ_ONLY:
+        # No sidecar's fault, and to be waited for.
+        if sqlstate(error) in FOR_NOW:
             raise OperationalError(*error.args) from error.__cause__
         raise
 

@@ -3,8 +3,8 @@
 A test starts it as ``python -m tests.steps`` and acts at an exact place, without sleeps. The
 environment says what is wanted:
 
-* ``HOLD_AT``: a step. When it comes there for the first time it says "holds <step>" and waits for a
-  line on its standard input.
+* ``HOLD_AT``: steps, with commas between them. When it comes to one for the first time it says
+  "holds <step>" and waits for a line on its standard input.
 * ``CALLS``: a file that gets a line for each text that the embedder is asked for.
 * ``MUTANT``: one of ``MUTANTS``.
 * ``CLOCK_OFF``: by how many seconds the clock of its host is wrong.
@@ -54,12 +54,15 @@ MUTANTS = {
     ],
 }
 
-_held = threading.Lock()
+_to_hold_at = set(filter(None, os.environ.get("HOLD_AT", "").split(",")))
 _of_thread = threading.local()
+
+assert _to_hold_at <= set(STEPS), f"HOLD_AT has to be of {STEPS}"
 
 
 def hold(step):
-    if os.environ.get("HOLD_AT") == step and _held.acquire(blocking=False):
+    if step in _to_hold_at:
+        _to_hold_at.remove(step)
         print(f"holds {step}", flush=True)
         sys.stdin.readline()
 

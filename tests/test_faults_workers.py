@@ -145,6 +145,26 @@ def test_a_worker_that_was_stopped_for_longer_than_its_lease_writes_nothing(drai
 
 
 @pytest.mark.parametrize("step", ["mid_fold", "mid_complete"])
+def test_a_worker_that_was_stopped_in_a_move_holds_up_nobody(drain, stepping, step):
+    """Fault 7: the server takes its locks away, when a lease would have ended."""
+    drain()
+    worker = stepping(HOLD_AT=step, **SHORT)
+    with Application() as application:
+        application.execute(INSERT, [2])
+        worker.says(f"holds {step}")
+        worker.send(signal.SIGSTOP)
+        application.execute(UPDATE, ["new"])
+        until(lambda: drain() and is_settled())
+        assert_in_step(BookEmbedding)
+        worker.send(signal.SIGCONT)
+        worker.goes_on()
+        worker.says("the database failed")
+        application.execute(UPDATE, ["newer"])
+        until(is_settled)
+    assert_in_step(BookEmbedding)
+
+
+@pytest.mark.parametrize("step", ["mid_fold", "mid_complete"])
 def test_a_worker_whose_connection_is_cut_in_a_move_goes_on(drain, stepping, step):
     """Fault 8: the move is rolled back, the worker comes back by itself."""
     drain()
