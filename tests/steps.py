@@ -6,6 +6,7 @@ environment says what is wanted:
 * ``HOLD_AT``: steps, with commas between them. When it comes to one for the first time it says
   "holds <step>" and waits for a line on its standard input.
 * ``CALLS``: a file that gets a line for each text that the embedder is asked for.
+* ``DAWDLE``: how many seconds the embedder takes for a text.
 * ``MUTANT``: one of ``MUTANTS``.
 * ``CLOCK_OFF``: by how many seconds the clock of its host is wrong.
 """
@@ -129,6 +130,7 @@ def count_calls(path, replace=setattr):
         with Path(path).open("a") as file:
             file.write("".join(f"{json.dumps(text)}\n" for text in texts))
         hold("mid_embed")
+        time.sleep(len(texts) * float(os.environ.get("DAWDLE", "0")))
         return embed(embedder, texts)
 
     replace(ScriptedEmbedder, "embed_documents", counted)

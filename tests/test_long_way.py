@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -79,13 +80,16 @@ def write_at_random(chance, transactions):
                 if taken_back:
                     application.execute("ROLLBACK TO part")
             application.execute("ROLLBACK" if chance.random() < 0.2 else "COMMIT")
+            # So that they come in between, and not all at once.
+            time.sleep(chance.random() * 0.04)
 
 
 class Fleet:
     """Worker processes, by the names of their connections."""
 
-    def __init__(self, start):
+    def __init__(self, start, chance):
         self._start = start
+        self._chance = chance
         self.workers = {}
         for _ in range(2):
             self.add()
@@ -93,12 +97,13 @@ class Fleet:
     def add(self):
         name = f"fleet {uuid.uuid4()}"
         # Many strikes must not park a row: what is looked for is a wrong vector.
-        short = {"DJANGO_SETTINGS_MODULE": "tests.short_lease", "SHORT_LEASE_ATTEMPTS": "50"}
-        self.workers[name] = self._start(**short, SCRIPTED_SLEEP="0", PGAPPNAME=name)
+        more = {"SHORT_LEASE_ATTEMPTS": "50", "DAWDLE": "0.001", "SCRIPTED_SLEEP": "0"}
+        more |= {"DJANGO_SETTINGS_MODULE": "tests.short_lease", "PGAPPNAME": name}
+        self.workers[name] = self._start(steps=True, **more)
 
-    def strike(self, fault, chance):
+    def strike(self, fault):
         """Do it to a worker that has rows in hand; returns what ends it."""
-        name = self._holder(chance)
+        name = self._holder()
         worker = self.workers[name]
         if fault == "kill":
             worker.send(signal.SIGKILL)
@@ -106,7 +111,13 @@ class Fleet:
             self.add()
         elif fault == "stop":
             worker.send(signal.SIGSTOP)
-            return lambda: worker.send(signal.SIGCONT)
+            self._write()
+            if self._chance.random() < 0.5:
+                return lambda: worker.send(signal.SIGCONT)
+            # It wakes while another has its rows in hand.
+            leased = Ledger.objects.filter(token__isnull=False)
+            until(lambda: leased.exclude(worker__contains=f":{worker.process.pid}:").exists())
+            worker.send(signal.SIGCONT)
         elif fault == "cut":
             execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -115,7 +126,7 @@ class Fleet:
             )
         return lambda: None
 
-    def _holder(self, chance):
+    def _holder(self):
         held = Ledger.objects.filter(token__isnull=False).order_by("source_pk")
         by_pid = {f":{worker.process.pid}:": name for name, worker in self.workers.items()}
 
@@ -124,16 +135,20 @@ class Fleet:
             return next((name for pid, name in by_pid.items() if found and pid in found), None)
 
         while True:
-            execute(
-                "INSERT INTO library_book (id, title, body, year, published)"
-                " SELECT 20000 + n, %s || n, '', 2000, true FROM generate_series(1, 150) AS n"
-                " ON CONFLICT (id) DO UPDATE SET title = excluded.title",
-                [f"{words(chance)} {chance.random()} "],
-            )
+            self._write()
             # They may be done before anybody has looked.
             found = until(lambda: look() or (is_settled() and "nobody"), every=0.0005)
             if found != "nobody":
                 return found
+
+    def _write(self):
+        """Rows that nobody else writes, because two that wrote them could wait in a circle."""
+        execute(
+            "INSERT INTO library_book (id, title, body, year, published)"
+            " SELECT 20000 + n, %s || n, '', 2000, true FROM generate_series(1, 150) AS n"
+            " ON CONFLICT (id) DO UPDATE SET title = excluded.title",
+            [f"{words(self._chance)} {self._chance.random()} "],
+        )
 
 
 def test_every_vector_is_that_of_its_row_now(worker_process):
@@ -144,16 +159,15 @@ def test_every_vector_is_that_of_its_row_now(worker_process):
     seed = int(os.environ.get("EMBEDSYNC_TEST_SEED", random.randrange(10**9)))
     print(f"EMBEDSYNC_TEST_SEED={seed}")
     chance = random.Random(seed)
-    fleet = Fleet(worker_process)
+    fleet = Fleet(worker_process, chance)
     with ThreadPoolExecutor(1) as pool:
         for round_ in range(ROUNDS):
             fault = chance.choice(FAULTS)
             print(f"round {round_}: {fault}")
-            writing = pool.submit(write_at_random, random.Random(seed + round_), 8)
-            # Not until it is over: what follows is written while a worker is stopped, or gone.
-            over = fleet.strike(fault, chance) if fault else lambda: None
+            writing = pool.submit(write_at_random, random.Random(seed + round_), 20)
+            # Where it is not over yet, a worker is stopped in what follows.
+            over = fleet.strike(fault) if fault else lambda: None
             writing.result()
-            write_at_random(chance, 3)
             until(is_settled, seconds=60)
             assert_in_step(Book.embedding.model, Parcel.embedding.model)
             over()
