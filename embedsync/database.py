@@ -47,6 +47,7 @@ SET LOCAL bytea_output = 'hex';
 
 # The server, or the role, may only read for now; this worker was silent for too long.
 FOR_NOW = {"25006", "25P03"}
+DISK_FULL = "53100"
 QUERY_CANCELED, LOCK_NOT_AVAILABLE = "57014", "55P03"
 TOO_LONG = {QUERY_CANCELED, LOCK_NOT_AVAILABLE}  # for the timeouts of this role
 SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column

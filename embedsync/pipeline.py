@@ -16,7 +16,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, Programmi
 from embedsync import state
 from embedsync.breaker import jitter
 from embedsync.conf import settings
-from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate
+from embedsync.database import DISK_FULL, QUERY_CANCELED, TOO_LONG, sqlstate
 from embedsync.declaration import EmbeddingModel, declaration_of
 from embedsync.embedders import RefusedError, UnavailableError
 from embedsync.queue import Claim, Queue
@@ -226,9 +226,11 @@ class Pipeline:
         """Whatever happens, its rows are handed back: nobody else's rows pay for an error."""
         try:
             yield
-        except (DatabaseError, InterfaceError):
-            # Not refunded, because these rows may be what the database has crashed of.
-            self._owed.append((part.claim, part.pks, False))
+        except (DatabaseError, InterfaceError) as error:
+            # Not refunded, because these rows may be what the database has crashed of; but no row
+            # is to blame for a full disk.
+            refund = part.counted and sqlstate(error) == DISK_FULL
+            self._owed.append((part.claim, part.pks, refund))
             raise
         except BaseException:
             self._owe([part])

@@ -199,6 +199,44 @@ def test_the_applications_own_timeout_ends_its_statement(drain, timeout, capture
     assert_in_step(BookEmbedding)
 
 
+@pytest.fixture
+def full():
+    """Let inserts into a table fail as they do where its disk is full."""
+    execute(
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE 'could not extend file' USING ERRCODE = 'disk_full'; END $$"
+    )
+
+    def fill(table):
+        execute(
+            f"CREATE TRIGGER full_disk BEFORE INSERT ON {table}"
+            " FOR EACH ROW EXECUTE FUNCTION full_disk()"
+        )
+
+    yield fill
+    execute("DROP FUNCTION IF EXISTS full_disk() CASCADE")
+
+
+@pytest.mark.parametrize("table", ["embedsync_inbox", "embedsync_ledger", "library_bookembedding"])
+def test_a_full_disk_fails_no_write_and_parks_no_row(drain, worker_process, full, table):
+    """Fault 13, as far as one can be made: its error, where it would arise."""
+    drain()
+    worker = begin(worker_process, **SHORT)
+    full(table)
+    with Application() as application:
+        application.execute(INSERT, [3])
+        if table == "embedsync_inbox":
+            assert "could not extend file" in application.warnings[0]
+        else:
+            # More often than a row is tried.
+            for _ in range(4):
+                worker.says("could not extend file")
+        execute("DROP FUNCTION full_disk() CASCADE")
+        until(is_settled)
+    assert worker.process.poll() is None
+    assert_in_step(BookEmbedding)
+
+
 @pytest.mark.parametrize("off", [-A_DAY, A_DAY])
 def test_the_clock_of_a_workers_host_decides_nothing(drain, worker_process, off):
     """Fault 27: leases, retries and what is written have the database's time."""
