@@ -76,18 +76,18 @@ def hook():
     fold, complete, transaction = Queue.fold, Queue.complete, Queue.transaction
     read = pipeline.read
 
-    def held_fold(queue, *arguments):
+    def held_fold(queue, *arguments, **more):
         _of_thread.move = "mid_fold"
         try:
-            picked, claims = fold(queue, *arguments)
+            picked, claims = fold(queue, *arguments, **more)
         finally:
             _of_thread.move = None
         if claims:
             hold("after_fold")
         return picked, claims
 
-    def held_read(*arguments):
-        found = read(*arguments)
+    def held_read(*arguments, **more):
+        found = read(*arguments, **more)
         hold("after_read")
         return found
 
