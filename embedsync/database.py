@@ -8,11 +8,19 @@ from typing import Any
 
 import psycopg
 from django.core.exceptions import EmptyResultSet, FullResultSet
-from django.db import ProgrammingError, connections, models, transaction
+from django.db import (
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    models,
+    transaction,
+)
 from django.db.models.expressions import RawSQL
 from pgvector.psycopg.halfvec import register_halfvec_info
 from psycopg.types import TypeInfo
 
+from embedsync.conf import settings
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
@@ -40,6 +48,8 @@ SET LOCAL extra_float_digits = 1;
 SET LOCAL bytea_output = 'hex';
 """
 
+# The server, or the role, may only read for now; this worker was silent for too long.
+FOR_NOW = {"25006", "25P03"}
 QUERY_CANCELED, LOCK_NOT_AVAILABLE = "57014", "55P03"
 PLAIN_KEYS = re.compile(r"[0-9a-f-]+(,[0-9a-f-]+)*")
 TOO_LONG = {QUERY_CANCELED, LOCK_NOT_AVAILABLE}  # for the timeouts of this role
@@ -50,10 +60,19 @@ SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column
 def worker_transaction(using: str) -> Iterator[Any]:
     """A cursor in a short transaction of the worker's."""
     nested = connections[using].in_atomic_block
-    with transaction.atomic(using), connections[using].cursor() as cursor:
-        if not nested:
-            cursor.execute(PREAMBLE)
-        yield cursor
+    try:
+        with transaction.atomic(using), connections[using].cursor() as cursor:
+            if not nested:
+                # Who is frozen or cut off in the middle holds no lock for longer than a lease.
+                idle = min(round(settings.lease * 1000), 2**31 - 1)
+                limit = f"SET LOCAL idle_in_transaction_session_timeout = {idle}"
+                cursor.execute(f"{PREAMBLE}{limit}")
+            yield cursor
+    except InternalError as error:
+        # No sidecar's fault, and to be waited for.
+        if sqlstate(error) in FOR_NOW:
+            raise OperationalError(*error.args) from error.__cause__
+        raise
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from django.dispatch import receiver
 from embedsync.worker import Worker
 from example_project.postgres import PROJECT, VERSIONS, Cluster
 from tests.migration_project import Project
+from tests.steps import calls_in, count_calls
 from tests.workers import WorkerProcess
 
 
@@ -76,14 +77,29 @@ def worker_process(environment):
     """Start workers as processes of their own; whatever still runs is killed at the end."""
     started = []
 
-    def start(*arguments, **more):
-        process = WorkerProcess(arguments, {**environment, **more})
+    def start(*arguments, steps=False, **more):
+        process = WorkerProcess(arguments, {**environment, **more}, steps=steps)
         started.append(process)
         return process
 
     yield start
     for process in started:
         process.kill()
+
+
+@pytest.fixture
+def stepping(worker_process, tmp_path, monkeypatch):
+    """Start workers that can be held at a step, and begin to serve; tests/steps.py says how."""
+    calls = tmp_path / "calls"
+    count_calls(calls, monkeypatch.setattr)
+
+    def start(*arguments, **more):
+        worker = worker_process(*arguments, steps=True, CALLS=str(calls), **more)
+        worker.says("serving")
+        return worker
+
+    start.calls = lambda: calls_in(calls)
+    return start
 
 
 @pytest.fixture

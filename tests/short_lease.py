@@ -1,7 +1,9 @@
 """Settings for workers whose leases run out soon."""
 
+import os
+
 from tests.settings import *  # noqa: F403
 
-EMBEDSYNC_LEASE = 1.0
-EMBEDSYNC_MAX_ATTEMPTS = 3
+EMBEDSYNC_LEASE = float(os.environ.get("SHORT_LEASE", "1"))
+EMBEDSYNC_MAX_ATTEMPTS = int(os.environ.get("SHORT_LEASE_ATTEMPTS", "3"))
 EMBEDSYNC_BACKOFF = 0.1

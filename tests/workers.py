@@ -10,13 +10,15 @@ from example_project.postgres import PROJECT
 
 
 class WorkerProcess:
-    """``manage.py embed_worker`` in a process of its own."""
+    """``manage.py embed_worker`` in a process of its own; ``steps`` with the steps of a test."""
 
-    def __init__(self, arguments, environment):
+    def __init__(self, arguments, environment, *, steps=False):
+        program = ["-m", "tests.steps"] if steps else ["manage.py", "embed_worker"]
         self.process = subprocess.Popen(
-            [sys.executable, "manage.py", "embed_worker", *arguments],
+            [sys.executable, *program, *arguments],
             cwd=PROJECT,
             env=environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -26,16 +28,21 @@ class WorkerProcess:
         self.process.send_signal(number)
 
     def says(self, words, seconds=60):
-        """Wait until the worker prints a line with these words; killed after ``seconds``."""
+        """The line with these words, once the worker has printed it; killed after ``seconds``."""
         timer = threading.Timer(seconds, self.process.kill)
         timer.start()
         try:
             for line in self.process.stdout:
                 if words in line:
-                    return
+                    return line
         finally:
             timer.cancel()
         raise AssertionError(f"the worker ended, or was killed, without saying {words!r}")
+
+    def goes_on(self):
+        """Let it go on from the step at which it is held."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
     def wait(self, seconds=60):
         """The exit status and all output."""
@@ -47,6 +54,7 @@ class WorkerProcess:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
             self.process.wait()
+        self.process.stdin.close()
         self.process.stdout.close()
 
 
