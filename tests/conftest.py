@@ -108,3 +108,20 @@ def project(postgres, tmp_path):
     project = Project(tmp_path, connection.settings_dict)
     yield project
     project.remove()
+
+
+class Clock:
+    """A clock of a test's own, in seconds."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("embedsync.breaker.time", clock)
+    return clock

@@ -1,7 +1,5 @@
 """Faults 16 to 23: a provider in trouble costs no row an attempt, and holds up no other's rows."""
 
-import errno
-import http.client
 import socket
 import time
 from datetime import UTC, datetime, timedelta
@@ -12,9 +10,7 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from embedsync import tasks
-from embedsync.breaker import Breaker
-from embedsync.embedders import RefusedError, UnavailableError
-from embedsync.embedders.trouble import seconds_of, trouble_of
+from embedsync.embedders import RefusedError
 from embedsync.lane import Lane
 from embedsync.models import Ledger, WorkerState
 from embedsync.worker import Worker
@@ -26,23 +22,6 @@ from tests.sync import assert_in_step, expected_vectors, stored_vectors
 pytestmark = pytest.mark.django_db(transaction=True)
 
 ParcelEmbedding = Parcel.embedding.model
-
-
-class Clock:
-    """A clock of a test's own, in seconds."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("embedsync.breaker.time", clock)
-    return clock
 
 
 @pytest.fixture
@@ -280,91 +259,6 @@ def test_vectors_of_another_length_stop_the_sidecar_and_nothing_else(worker, pro
     assert stored_vectors(ParcelEmbedding) == expected_vectors(ParcelEmbedding)
 
 
-def wait_after(trouble):
-    breaker = Breaker()
-    breaker.failed(trouble)
-    return breaker.seconds_left
-
-
-def test_waits_of_a_breaker_are_jittered_within_their_bounds(settings, clock):
-    settings.EMBEDSYNC_BACKOFF, settings.EMBEDSYNC_PROBE_INTERVAL = 2.0, 30.0
-    waits = {n: [] for n in range(1, 8)}
-    for _ in range(200):
-        breaker = Breaker()
-        for found in waits.values():
-            breaker.failed(UnavailableError("down"))
-            found.append(breaker.seconds_left)
-            assert breaker.is_open
-            breaker.failed(UnavailableError("a call that had begun before"))
-            assert breaker.seconds_left == found[-1]
-            clock.now += 31.0
-            assert not breaker.is_open
-    for n, longest in ((1, 2.0), (2, 4.0), (3, 8.0), (4, 16.0)):
-        assert 0 <= min(waits[n]) < longest * 0.1
-        assert longest * 0.9 < max(waits[n]) <= longest
-    assert {wait for n in (5, 6, 7) for wait in waits[n]} == {30.0}
-    assert wait_after(RefusedError("wrong key")) == 30.0
-    assert wait_after(UnavailableError("busy", retry_after=70.0)) == 70.0
-
-
-def test_a_breaker_that_has_closed_begins_anew(settings, clock):
-    settings.EMBEDSYNC_BACKOFF = 2.0
-    breaker = Breaker()
-    for _ in range(9):
-        breaker.failed(UnavailableError("down"))
-        clock.now += 31.0
-    breaker.answered()
-    breaker.failed(UnavailableError("down"))
-    assert breaker.seconds_left <= 2.0
-
-
-def test_trouble_is_known_behind_other_exceptions():
-    def raised(inner, outer=None, **attributes):
-        error = inner
-        for name, value in attributes.items():
-            setattr(error, name, value)
-        if outer is not None:
-            outer.__cause__ = error
-            error = outer
-        return trouble_of(error)
-
-    class Response:
-        status_code = 429
-        headers = {"Retry-After": "7"}
-
-    assert raised(ValueError("text")) is None
-    assert raised(ValueError("bad request"), status_code=400) is None
-    assert isinstance(raised(ConnectionResetError(), RuntimeError("the SDK's")), UnavailableError)
-    assert raised(RuntimeError("busy"), response=Response()).retry_after == 7.0
-    assert isinstance(raised(RuntimeError("key"), status_code=401), RefusedError)
-    for cut in (OSError(errno.ENETUNREACH, "no route"), http.client.IncompleteRead(b"")):
-        assert isinstance(raised(cut, RuntimeError("the SDK's")), UnavailableError)
-    protocol = type("RemoteProtocolError", (type("TransportError", (Exception,), {}),), {})
-    assert isinstance(raised(protocol("disconnected")), UnavailableError)
-    assert raised(OSError(errno.ENOENT, "no such file")) is None
-    own = UnavailableError("mine", retry_after=3.0)
-    assert raised(own, RuntimeError("around it")) is own
-    # What a library did not find out by itself is not guessed from a process's exit code.
-    assert raised(RuntimeError("text"), code=2) is None
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        (None, 0.0),
-        ("", 0.0),
-        ("12", 12.0),
-        ("-5", 0.0),
-        ("nan", 0.0),
-        ("soon", 0.0),
-        ("1e9", 86_400.0),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
-    ],
-)
-def test_retry_after_is_read(header, seconds):
-    assert seconds_of(header) == seconds
-
-
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_text_that_makes_its_provider_fail_holds_up_no_other(
     worker, provider, clock, settings, alone
@@ -398,13 +292,6 @@ def test_a_text_that_makes_its_provider_fail_holds_up_no_other(
         clock.now += 31.0
         Ledger.objects.filter(run_at__isnull=False).update(run_at=timezone.now())
     assert ParcelEmbedding.objects.count() == 40
-
-
-def test_a_late_answer_does_not_close_a_breaker(clock):
-    breaker = Breaker()
-    breaker.failed(UnavailableError("busy", retry_after=70.0))
-    breaker.answered()  # a call that had begun before
-    assert (breaker.failures, breaker.is_open, str(breaker.trouble)) == (1, True, "busy")
 
 
 def test_a_refusal_is_told_in_a_line_that_can_be_stored(worker, provider):
