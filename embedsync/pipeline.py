@@ -265,7 +265,7 @@ class Pipeline:
     @contextmanager
     def _blaming(self, lane: Lane, part: Part) -> Iterator[None]:
         """What an error of reading or writing means for the rows of a part."""
-        claim, service, pks = part.claim, part.service, part.pks
+        claim, service = part.claim, part.service
         try:
             yield
         except InterfaceError:
@@ -273,25 +273,27 @@ class Pipeline:
         except OperationalError as error:
             if sqlstate(error) not in TOO_LONG:
                 raise
-            logger.warning("%s: %d rows took too long: %s", claim.key, len(pks), summary(error))
-            if len(pks) > 1 and sqlstate(error) == QUERY_CANCELED:
+            logger.warning(
+                "%s: %d rows took too long: %s", claim.key, len(part.pks), summary(error)
+            )
+            if len(part.pks) > 1 and sqlstate(error) == QUERY_CANCELED:
                 self._halve(lane, part)
             else:
                 # Not at once: each look takes as long as the timeout.
-                self._hand_back(part, pks, error, longest=settings.probe_interval)
+                self._hand_back(part, part.pks, error, longest=settings.probe_interval)
         except state.SupersededError as error:
             self._give_up(service.sidecar, error)
-            self.release(part, pks)
+            self.release(part, part.pks)
         except ProgrammingError as error:
             # A schema that is changing, most likely: the rows are owed, and not to blame.
             self._give_up(service.sidecar, error)
-            self.release(part, pks, error)
+            self.release(part, part.pks, error)
         except Exception as error:
             # A row that cannot be read or written: which one?
-            if len(pks) > 1:
+            if len(part.pks) > 1:
                 self._halve(lane, part)
             else:
-                failed = {pks[0]: self._hand_back(part, pks, error)}
+                failed = {part.pks[0]: self._hand_back(part, part.pks, error)}
                 self._settled(Settled(part, 1, [], failed))
 
     def _halve(self, lane: Lane, part: Part) -> None:

@@ -45,6 +45,7 @@ logger = logging.getLogger("embedsync")
 HOUSEKEEPING_SECONDS = 2.0
 BROKEN_SECONDS = 5.0  # between two looks whether what was given up can be served again
 LONGEST_RECONNECT_SECONDS = 5.0
+LONGEST_PATIENCE = 0.5  # seconds, so that a worker with a call in hand heeds all else
 DRAIN_FAILURES = 5
 
 
@@ -247,7 +248,7 @@ class Worker:
         """For how many seconds to wait for a call that is being made."""
         if taken and self._ready():
             return 0.0
-        return self.poll_interval or settings.poll_interval
+        return min(self.poll_interval or settings.poll_interval, LONGEST_PATIENCE)
 
     def _settled(self, settled: Settled) -> None:
         """Tell what became of some rows."""
