@@ -7,7 +7,7 @@ from django.db import models
 from django.db.models.functions import Now
 
 from embedsync.declaration import Embedding, EmbeddingModel
-from embedsync.search import EmbeddedModel, EmbeddingManager, EmbeddingQuerySet
+from embedsync.managers import EmbeddedModel, EmbeddingManager, EmbeddingQuerySet
 from embedsync.source import EmbeddingSource, MigrationDependency
 
 __all__ = [

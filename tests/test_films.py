@@ -142,7 +142,7 @@ def test_the_page_of_a_film(client, films, drain):
 
 
 def test_without_a_worker_the_pages_say_so(client, films, monkeypatch):
-    monkeypatch.setattr("embedsync.search.get_embedder", None)  # no model is needed for this
+    monkeypatch.setattr("embedsync.expressions.get_embedder", None)  # no model is needed for this
     response = client.get("/", {"q": "a tentacled beast attacks"})
     assert titles(response) == []
     assert "manage.py embed_worker" in text_of(response)

@@ -1,0 +1,115 @@
+"""The expressions of a search: the vector that is searched for, and the distance to it."""
+
+import copy
+from functools import cached_property
+from typing import Any
+
+from django.apps import apps
+from django.db import models
+from django.db.models.sql.compiler import SQLCompiler
+from pgvector.django import HalfVectorField
+
+from embedsync.conf import settings
+from embedsync.declaration import EmbeddingModel, declaration_of, key_of_row, rows_of
+from embedsync.embedders import get_embedder
+
+# What makes an HNSW scan go on until the filters have let enough rows through, whatever lies in
+# between. strict_order alone gives up at its limits of tuples and of memory.
+SCAN_SETTINGS = {
+    "hnsw.iterative_scan": "strict_order",
+    "hnsw.max_scan_tuples": "2147483647",
+    "hnsw.scan_mem_multiplier": "1000",
+}
+
+
+class QueryVector(models.Expression):
+    """The vector that is searched for; a text is embedded when the SQL is made, and only once."""
+
+    output_field: Any
+
+    def __init__(self, query: Any, sidecar: type[EmbeddingModel], exact: bool) -> None:
+        self.query = query
+        self.label = sidecar._meta.label  # not the class: a queryset can be pickled
+        self.exact = exact
+        # Shared by all copies of this expression, so that a count and a page embed once: the
+        # vector, then its literal.
+        self.memo: list[Any] = []
+        super().__init__(output_field=vector_field(sidecar))
+
+    @cached_property
+    def identity(self) -> tuple[Any, ...]:
+        """What Django compares and hashes; its own walk over a vector's numbers costs half a ms."""
+        return type(self), self.label, self.exact, self.query
+
+    @property
+    def sidecar(self) -> Any:
+        return apps.get_model(self.label)
+
+    def vector(self, using: str) -> list[float]:
+        """The vector, ``(dimensions,)``. Raises ``ValueError`` where an instance has none yet."""
+        if not self.memo:
+            self.memo.append(self._vector(using))
+        vector: list[float] = self.memo[0]
+        return vector
+
+    def literal(self, using: str) -> str:
+        """The vector as SQL has it; made once, because hundreds of numbers take their time."""
+        if len(self.memo) < 2:
+            self.memo[:] = [self.vector(using), HalfVectorField().get_prep_value(self.memo[0])]
+        return str(self.memo[1])
+
+    def _vector(self, using: str) -> list[float]:
+        if isinstance(self.query, str):
+            embedder = declaration_of(self.sidecar).embedder
+            return get_embedder(embedder).checked_query(self.query)
+        if not isinstance(self.query, models.Model):
+            return list(self.query)
+        rows = rows_of(self.sidecar, using).filter(**key_of_row(self.sidecar, self.query))
+        stored = rows.values_list("vector", flat=True).first()
+        if stored is None:
+            raise ValueError(
+                f"{self.query!r} has no vector in {self.label} (yet): its text is"
+                " blank, it does not meet the condition, or no worker has embedded it. Run"
+                " manage.py embed_worker, or search by text."
+            )
+        return list(stored)
+
+    def as_sql(self, compiler: SQLCompiler, connection: Any) -> tuple[str, tuple[Any, ...]]:
+        literal = self.literal(connection.alias)
+        vector_sql = f"%s::{self.output_field.db_type(connection)}"
+        if self.exact:
+            return vector_sql, (literal,)
+        scan = {**SCAN_SETTINGS, "hnsw.ef_search": str(settings.ef_search)}
+        calls = ", ".join(["set_config(%s, %s, true)"] * len(scan))
+        parameters = [part for pair in scan.items() for part in pair]
+        # PostgreSQL runs a sub-select that depends on nothing before the index scan that uses its
+        # result. OFFSET 0 keeps it from being folded into a constant without the settings.
+        sql = f"(SELECT {vector_sql} FROM (SELECT {calls} OFFSET 0) AS scan_settings)"
+        return sql, (literal, *parameters)
+
+
+def vector_field(sidecar: type[EmbeddingModel]) -> Any:
+    """The field that holds a sidecar's vectors."""
+    options: Any = sidecar._meta
+    return options.get_field("vector")
+
+
+class SearchDistance(models.Func):
+    """The cosine distance, 0 to 2, between a sidecar's vector and the one searched for."""
+
+    function = ""
+    arg_joiner = " <=> "
+    output_field = models.FloatField()
+
+    def exactly(self) -> "SearchDistance":
+        """The same distance in a form that no index serves."""
+        column, query = self.get_source_expressions()
+        again = copy.copy(query)
+        again.exact = True
+        vars(again).pop("identity", None)
+        return ExactDistance(column, again)
+
+
+class ExactDistance(SearchDistance):
+    # Adding 0 changes nothing but this: the planner does not recognise the index's operator.
+    template = "((%(expressions)s) + 0)"
