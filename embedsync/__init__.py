@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedsync.embedders import embed_query
+    from embedsync.embedders import aembed_query, embed_query
     from embedsync.pause import paused
     from embedsync.search import similar
 
 __version__ = "0.1.0"
-__all__ = ["embed_query", "paused", "similar"]
+__all__ = ["aembed_query", "embed_query", "paused", "similar"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,10 +17,10 @@ def __getattr__(name: str) -> Any:
         from embedsync.search import similar
 
         return similar
-    if name == "embed_query":
-        from embedsync.embedders import embed_query
+    if name in ("embed_query", "aembed_query"):
+        from embedsync import embedders
 
-        return embed_query
+        return getattr(embedders, name)
     if name == "paused":
         from embedsync.pause import paused
 

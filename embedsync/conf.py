@@ -102,5 +102,15 @@ class Settings:
         """``hnsw.ef_search`` of a search: more finds more and takes longer (1 to 1000)."""
         return getattr(django_settings, "EMBEDSYNC_EF_SEARCH", 200)
 
+    @property
+    def query_cache(self) -> str | None:
+        """The alias in ``CACHES`` that keeps the vectors of search texts; None for no cache."""
+        return getattr(django_settings, "EMBEDSYNC_QUERY_CACHE", "default")
+
+    @property
+    def query_cache_seconds(self) -> float:
+        """How many seconds the vector of a search text is kept."""
+        return getattr(django_settings, "EMBEDSYNC_QUERY_CACHE_SECONDS", 86_400.0)
+
 
 settings = Settings()

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from functools import cache
 from typing import Any, Unpack
 
 from django.apps import apps
@@ -210,6 +211,45 @@ def sidecars_of(model: type[models.Model]) -> list[type[EmbeddingModel]]:
     """The sidecars whose source is this model, its concrete model or one of its parents."""
     family = {model._meta.concrete_model, *model._meta.get_parent_list()}
     return [sidecar for sidecar in sidecars() if source_of(sidecar) in family]
+
+
+def chosen_sidecar(model: type[models.Model], embedding: str | None) -> type[EmbeddingModel]:
+    """The sidecar of a model that ``embedding`` names; where it is None the default or only one.
+
+    Raises ``ValueError`` with the names to choose from.
+    """
+    candidates = sidecars_by_name(model)
+    if not candidates:
+        raise ValueError(
+            f"{model._meta.label} has no embedding: declare one in its body, or a sidecar with an"
+            " EmbeddingSource, then run makemigrations and migrate."
+        )
+    if embedding is None:
+        preferred = [s for s in candidates.values() if declaration_of(s).default]
+        only = preferred or list(candidates.values())
+        if len(only) == 1:
+            return only[0]
+    elif embedding in candidates:
+        return candidates[embedding]
+    known = ", ".join(map(repr, sorted(candidates)))
+    wrong = "has several embeddings" if embedding is None else f"has no embedding {embedding!r}"
+    raise ValueError(
+        f"{model._meta.label} {wrong}: choose one with embedding=, of {known}, or declare one of"
+        " them with default=True."
+    )
+
+
+@cache
+def sidecars_by_name(model: type[models.Model]) -> dict[str, type[EmbeddingModel]]:
+    """The sidecars of a model by the attribute that declares them, or by their own name."""
+    named = {sidecar.__name__: sidecar for sidecar in sidecars_of(model)}
+    # A child's declaration hides that of its parent, as attributes do.
+    for base in reversed(model.__mro__):
+        for name, value in vars(base).items():
+            if isinstance(value, Embedding) and hasattr(value, "model"):
+                named.pop(value.model.__name__, None)
+                named[name] = value.model
+    return named
 
 
 def relation_of(sidecar: type[EmbeddingModel]) -> Any:

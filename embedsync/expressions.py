@@ -1,6 +1,7 @@
 """The expressions of a search: the vector that is searched for, and the distance to it."""
 
 import copy
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +11,9 @@ from django.db.models.sql.compiler import SQLCompiler
 from pgvector.django import HalfVectorField
 
 from embedsync.conf import settings
-from embedsync.declaration import EmbeddingModel, declaration_of, key_of_row, rows_of
-from embedsync.embedders import get_embedder
+from embedsync.declaration import EmbeddingModel, declaration_of, key_of, key_of_row, rows_of
+from embedsync.embedders import Embedder, get_embedder, query_vector
+from embedsync.sql import statement
 
 # What makes an HNSW scan go on until the filters have let enough rows through, whatever lies in
 # between. strict_order alone gives up at its limits of tuples and of memory.
@@ -45,6 +47,10 @@ class QueryVector(models.Expression):
     def sidecar(self) -> Any:
         return apps.get_model(self.label)
 
+    @property
+    def embedder(self) -> Embedder:
+        return get_embedder(declaration_of(self.sidecar).embedder)
+
     def vector(self, using: str) -> list[float]:
         """The vector, ``(dimensions,)``. Raises ``ValueError`` where an instance has none yet."""
         if not self.memo:
@@ -60,8 +66,7 @@ class QueryVector(models.Expression):
 
     def _vector(self, using: str) -> list[float]:
         if isinstance(self.query, str):
-            embedder = declaration_of(self.sidecar).embedder
-            return get_embedder(embedder).checked_query(self.query)
+            return query_vector(self.embedder, self.query)
         if not isinstance(self.query, models.Model):
             return list(self.query)
         rows = rows_of(self.sidecar, using).filter(**key_of_row(self.sidecar, self.query))
@@ -75,17 +80,20 @@ class QueryVector(models.Expression):
         return list(stored)
 
     def as_sql(self, compiler: SQLCompiler, connection: Any) -> tuple[str, tuple[Any, ...]]:
-        literal = self.literal(connection.alias)
-        vector_sql = f"%s::{self.output_field.db_type(connection)}"
+        cast = self.output_field.db_type(connection)
+        vector_sql, parameters = f"%s::{cast}", [self.literal(connection.alias)]
+        if isinstance(self.query, str):
+            vector_sql = statement("made_by").format(vector=vector_sql, cast=cast)
+            key, maker = key_of(self.sidecar), self.embedder.fingerprint
+            parameters = [key, maker, *parameters, self.label, key, maker]
         if self.exact:
-            return vector_sql, (literal,)
+            return f"({vector_sql})", tuple(parameters)
         scan = {**SCAN_SETTINGS, "hnsw.ef_search": str(settings.ef_search)}
         calls = ", ".join(["set_config(%s, %s, true)"] * len(scan))
-        parameters = [part for pair in scan.items() for part in pair]
         # PostgreSQL runs a sub-select that depends on nothing before the index scan that uses its
         # result. OFFSET 0 keeps it from being folded into a constant without the settings.
         sql = f"(SELECT {vector_sql} FROM (SELECT {calls} OFFSET 0) AS scan_settings)"
-        return sql, (literal, *parameters)
+        return sql, (*parameters, *(part for pair in scan.items() for part in pair))
 
 
 def vector_field(sidecar: type[EmbeddingModel]) -> Any:
@@ -113,3 +121,34 @@ class SearchDistance(models.Func):
 class ExactDistance(SearchDistance):
     # Adding 0 changes nothing but this: the planner does not recognise the index's operator.
     template = "((%(expressions)s) + 0)"
+
+
+class TextEmbedding(models.Expression):
+    """The vector of a text, for the distances of ``pgvector.django`` and wherever a vector may be.
+
+    ``order_by(CosineDistance("movieembedding__vector", TextEmbedding("robots")))``. The text is
+    embedded by ``embedder`` when the SQL is made. What ``similar()`` sees to is left to the caller:
+    a filter on ``ordinal``, the settings of the index's scan, the same embedder on both sides.
+
+    Raises ``ValueError`` where the text is blank.
+    """
+
+    def __init__(self, text: str, *, embedder: str = "default") -> None:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError("TextEmbedding() takes a text that is not blank.")
+        self.text = text
+        self.embedder = embedder
+        super().__init__(output_field=HalfVectorField())
+
+    @cached_property
+    def identity(self) -> tuple[Any, ...]:
+        return type(self), self.text, self.embedder
+
+    def as_sql(self, compiler: SQLCompiler, connection: Any) -> tuple[str, tuple[Any, ...]]:
+        # No cast: PostgreSQL takes a bare literal for what stands on the operator's other side, be
+        # it vector or halfvec.
+        return "%s", (str(HalfVectorField().get_prep_value(self._vector)),)
+
+    @cached_property
+    def _vector(self) -> Sequence[float]:
+        return query_vector(get_embedder(self.embedder), self.text)

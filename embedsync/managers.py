@@ -1,10 +1,10 @@
 """``similar()`` on querysets, managers and instances."""
 
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from django.db import models
 
-from embedsync.search import Searched, similar
+from embedsync.search import Choices, Searched, similar
 
 M = TypeVar("M", bound=models.Model)
 
@@ -12,17 +12,9 @@ M = TypeVar("M", bound=models.Model)
 class EmbeddingQuerySet(models.QuerySet[M]):
     """A queryset with ``similar()``. Build your own manager from it: ``from_queryset()``."""
 
-    def similar(
-        self,
-        query: Searched,
-        *,
-        embedding: str | None = None,
-        exact: bool = False,
-        min_similarity: float | None = None,
-    ) -> Self:
+    def similar(self, query: Searched, **choices: Unpack[Choices]) -> Self:
         """The rows nearest to a text, an instance or a vector: see ``embedsync.similar()``."""
-        options: Any = {"embedding": embedding, "exact": exact, "min_similarity": min_similarity}
-        found: Any = similar(self, query, **options)
+        found: Any = similar(self, query, **choices)
         rows: Self = found
         return rows
 
@@ -38,7 +30,7 @@ class EmbeddedModel(models.Model):
     class Meta:
         abstract = True
 
-    def similar(self, **options: Any) -> "models.QuerySet[Self]":
-        """The other rows, nearest to this one first. Options: see ``embedsync.similar()``."""
+    def similar(self, **choices: Unpack[Choices]) -> "models.QuerySet[Self]":
+        """The other rows, nearest to this one first: see ``embedsync.similar()``."""
         rows: Any = type(self)._default_manager.using(self._state.db)
-        return similar(rows, self, **options)
+        return similar(rows, self, **choices)

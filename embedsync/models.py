@@ -7,6 +7,8 @@ from django.db import models
 from django.db.models.functions import Now
 
 from embedsync.declaration import Embedding, EmbeddingModel
+from embedsync.expressions import TextEmbedding
+from embedsync.freshness import Stale
 from embedsync.managers import EmbeddedModel, EmbeddingManager, EmbeddingQuerySet
 from embedsync.source import EmbeddingSource, MigrationDependency
 
@@ -23,6 +25,8 @@ __all__ = [
     "MigrationDependency",
     "Minute",
     "SidecarState",
+    "Stale",
+    "TextEmbedding",
     "WorkerState",
 ]
 

@@ -6,23 +6,32 @@ lose the index (docs/design.md).
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from django.db import models
 
 from embedsync.compiler import SimilarQuery
 from embedsync.declaration import (
-    Embedding,
     EmbeddingModel,
+    chosen_sidecar,
     declaration_of,
-    sidecars_of,
     source_of,
 )
 from embedsync.expressions import ExactDistance, QueryVector, SearchDistance, vector_field
+from embedsync.freshness import Stale
 
 M = TypeVar("M", bound=models.Model)
 Searched = str | models.Model | Sequence[float]
+
+
+class Choices(TypedDict, total=False):
+    """What ``similar()`` takes by name."""
+
+    embedding: str | None
+    exact: bool
+    fresh: bool
+    min_similarity: float | None
+    distance_name: str
 
 
 def similar(
@@ -31,19 +40,24 @@ def similar(
     *,
     embedding: str | None = None,
     exact: bool = False,
+    fresh: bool = False,
     min_similarity: float | None = None,
+    distance_name: str = "distance",
 ) -> "models.QuerySet[M]":
     """The rows of ``queryset`` nearest to ``query``, nearest first, each with its ``.distance``.
 
     ``query`` is a text, an instance (itself left out) or a vector ``(dimensions,)``. The distance
     is the cosine distance, 0 to 2. ``embedding`` names one of several declarations. ``exact``
-    compares with every vector, past the index. ``min_similarity`` is 1 - distance, -1 to 1.
+    compares with every vector, past the index. ``fresh`` leaves out rows whose vector may be older
+    than the row: see ``Stale``. ``min_similarity`` is 1 - distance, -1 to 1. ``distance_name`` is
+    what the distance is called, where the model has a ``distance`` of its own.
 
     Lazy: a text is embedded, and an instance's vector read, when the queryset is evaluated. Rows
     that do not meet the declaration's condition now are left out, whatever their vectors say.
 
-    Raises ``ValueError`` where the query cannot be searched for, ``TypeError`` for a sliced
-    queryset; an instance without a vector raises ``ValueError`` when the queryset is evaluated.
+    Raises ``ValueError`` where the query cannot be searched for, ``TypeError`` for a queryset that
+    is sliced or a union; an instance without a vector raises ``ValueError`` when the queryset is
+    evaluated, a text whose embedder is not that of the vectors ``MismatchError``.
     """
     if isinstance(queryset, models.Manager):
         queryset = queryset.all()
@@ -55,13 +69,7 @@ def similar(
         raise ValueError(f"min_similarity is 1 - distance, from -1 to 1, not {min_similarity!r}.")
     sidecar = chosen_sidecar(queryset.model, embedding)
     searched = checked(query, sidecar)
-    if queryset.query.is_sliced:
-        raise TypeError("similar() on a slice: slice the result, Model.objects.similar(...)[:10].")
-    if "distance" in queryset.query.annotations:
-        raise ValueError(
-            "This queryset already has an annotation named distance: similar() can be used once,"
-            " and needs the name for itself."
-        )
+    assert_searchable(queryset, distance_name)
     relation = sidecar._meta.model_name
     # The filter comes before the annotation, which alone would make a LEFT JOIN.
     found: Any = queryset.filter(**{f"{relation}__ordinal": 0})
@@ -72,45 +80,36 @@ def similar(
         found = found.exclude(pk=query.pk)
     vector = QueryVector(searched, sidecar, exact)
     distance = (ExactDistance if exact else SearchDistance)(models.F(f"{relation}__vector"), vector)
-    found = found.annotate(distance=distance)
+    found = found.annotate(**{distance_name: distance})
     if min_similarity is not None:
-        found = found.filter(distance__lte=1 - min_similarity)
+        found = found.filter(**{f"{distance_name}__lte": 1 - min_similarity})
     found.query = found.query.chain(klass=SimilarQuery)
-    ordered: models.QuerySet[M] = found.order_by("distance")
+    found.query.distance_name = distance_name
+    found.query.own_filters = len(found.query.where.children) - len(queryset.query.where.children)
+    if fresh:
+        found = found.filter(~Stale(embedding))
+    ordered: models.QuerySet[M] = found.order_by(distance_name)
     return ordered
 
 
-def chosen_sidecar(model: type[models.Model], embedding: str | None) -> type[EmbeddingModel]:
-    """The sidecar of a model that ``embedding`` names; the only one where it is None.
-
-    Raises ``ValueError`` with the names to choose from.
-    """
-    candidates = sidecars_by_name(model)
-    if not candidates:
-        raise ValueError(
-            f"{model._meta.label} has no embedding: declare one in its body, or a sidecar with an"
-            " EmbeddingSource, then run makemigrations and migrate."
+def assert_searchable(queryset: "models.QuerySet[Any]", distance_name: str) -> None:
+    """Raise ``TypeError`` or ``ValueError`` where a queryset cannot be made a search."""
+    query: Any = queryset.query
+    if query.is_sliced:
+        raise TypeError("similar() on a slice: slice the result, Model.objects.similar(...)[:10].")
+    if query.combinator:
+        raise TypeError(
+            f"similar() on a {query.combinator}: search each part, or filter() by all conditions."
         )
-    if embedding is None and len(candidates) == 1:
-        return next(iter(candidates.values()))
-    if embedding in candidates:
-        return candidates[embedding]
-    known = ", ".join(map(repr, sorted(candidates)))
-    wrong = "has several embeddings" if embedding is None else f"has no embedding {embedding!r}"
-    raise ValueError(f"{model._meta.label} {wrong}: choose one with embedding=, of {known}.")
-
-
-@cache
-def sidecars_by_name(model: type[models.Model]) -> dict[str, type[EmbeddingModel]]:
-    """The sidecars of a model by the attribute that declares them, or by their own name."""
-    named = {sidecar.__name__: sidecar for sidecar in sidecars_of(model)}
-    # A child's declaration hides that of its parent, as attributes do.
-    for base in reversed(model.__mro__):
-        for name, value in vars(base).items():
-            if isinstance(value, Embedding) and hasattr(value, "model"):
-                named.pop(value.model.__name__, None)
-                named[name] = value.model
-    return named
+    if isinstance(query, SimilarQuery):
+        raise ValueError("This queryset is a search already: similar() can be used once.")
+    names = {field.name for field in queryset.model._meta.get_fields()}
+    if distance_name in query.annotations or distance_name in names:
+        what = "an annotation" if distance_name in query.annotations else "a field"
+        raise ValueError(
+            f"{queryset.model._meta.label} already has {distance_name!r}, {what}: let similar()"
+            ' call its own something else, similar(..., distance_name="near").'
+        )
 
 
 def checked(query: Any, sidecar: type[EmbeddingModel]) -> Any:

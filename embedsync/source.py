@@ -33,6 +33,7 @@ class Options(TypedDict, total=False):
     condition: models.Q | None
     embedder: str
     capture: Level
+    default: bool
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Declaration:
     (``"title"``, ``"genres__name"``), through ``template``, a ``str.format`` text over them; or
     from the model's method ``text``, which looks at the columns ``watch``. Only rows that meet
     ``condition`` have a vector. ``embedder`` is an alias in ``EMBEDSYNC_EMBEDDERS``. ``capture``
-    is the kind of trigger: "statement", "row" or "always" (docs/operations.md).
+    is the kind of trigger: "statement", "row" or "always" (docs/operations.md). ``default`` makes
+    it the one of several declarations that is searched where none is named.
     """
 
     fields: tuple[str, ...]
@@ -53,6 +55,7 @@ class Declaration:
     condition: models.Q | None = None
     embedder: str = "default"
     capture: Level = "statement"
+    default: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.watch, str) or not all(

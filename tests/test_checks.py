@@ -1,5 +1,6 @@
 """System checks: what is wrong is named, with its cure, before anything is written."""
 
+import dataclasses
 import datetime
 import types
 
@@ -15,8 +16,9 @@ from django.utils import timezone
 
 from embedsync.checks import databases
 from embedsync.checks import declarations as ours
+from embedsync.declaration import declaration_of, relation_of
 from embedsync.models import EmbeddedModel, Embedding, EmbeddingModel, EmbeddingSource
-from tests.library.models import Book
+from tests.library.models import Book, Play
 
 CURED = {"embedder": "hashing"}
 
@@ -388,3 +390,20 @@ def test_a_database_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(databases, "wrong_server", fail)
     [message] = databases.check_databases(databases=["default"])
     assert message.id == "embedsync.W016"
+
+
+def test_a_cache_that_is_not_there(settings):
+    settings.EMBEDSYNC_QUERY_CACHE = "redis"
+    (message,) = ours.wrong_knobs()
+    assert message.id == "embedsync.E009"
+    assert "CACHES has no such alias" in message.msg
+    assert "'default'" in message.hint
+
+
+def test_several_defaults(monkeypatch):
+    assert list(ours.several_defaults()) == []
+    declaration = dataclasses.replace(declaration_of(Play.by_plot.model), default=True)
+    monkeypatch.setattr(relation_of(Play.by_plot.model), "declaration", declaration)
+    (message,) = ours.several_defaults()
+    assert (message.id, message.obj) == ("embedsync.E025", Play)
+    assert "by_title" in message.msg

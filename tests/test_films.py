@@ -198,7 +198,7 @@ def test_pages_are_stable_and_cost_the_same(client, transactional_db, drain):
             )
             assert f"page={page + 1}" in response.content.decode()
         assert len(costs) == 1
-        assert costs.pop() <= 5
+        assert costs.pop() <= 6  # one of them asks how many films to expect
         last = client.get("/", {**query, "page": 4})
         assert last.context["next"] is None
         assert len({*seen, *titles(last)}) == 34

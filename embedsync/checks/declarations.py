@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.apps import apps
+from django.core.cache import caches
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import FieldError, ImproperlyConfigured
 from django.db import connections, models, router
@@ -20,6 +21,7 @@ from embedsync.declaration import (
     declared,
     relation_of,
     sidecars,
+    sidecars_by_name,
     source_of,
 )
 from embedsync.embedders import Embedder, get_embedder
@@ -39,6 +41,7 @@ KNOBS = {
     "EMBEDSYNC_MAX_BACKOFF": ("max_backoff", 0, 86_400),
     "EMBEDSYNC_PROBE_INTERVAL": ("probe_interval", 0.1, 86_400),
     "EMBEDSYNC_EF_SEARCH": ("ef_search", 1, 1000),
+    "EMBEDSYNC_QUERY_CACHE_SECONDS": ("query_cache_seconds", 0.0, 10**9),
 }
 
 QUERIES = (models.QuerySet, models.Subquery, Query)
@@ -47,7 +50,7 @@ QUERIES = (models.QuerySet, models.Subquery, Query)
 @register(Tags.models)
 def check_declarations(**_: Any) -> list[CheckMessage]:
     """All that can be told without asking a database."""
-    found = [*misplaced(), *managers_without_similar(), *wrong_knobs()]
+    found = [*misplaced(), *managers_without_similar(), *wrong_knobs(), *several_defaults()]
     for sidecar in sidecars():
         if not has_source(sidecar):
             found.append(
@@ -109,6 +112,33 @@ def wrong_knobs() -> Iterator[CheckMessage]:
                 hint=f"Set it to a {kind} from {least} to {most}, or leave it out.",
                 id="embedsync.E009",
             )
+    alias = settings.query_cache
+    if alias is not None and alias not in caches.settings:
+        known = ", ".join(map(repr, caches.settings))
+        yield Error(
+            f"EMBEDSYNC_QUERY_CACHE is {alias!r}, and CACHES has no such alias.",
+            hint=f"Name one of {known}, or None to embed each search text anew.",
+            id="embedsync.E009",
+        )
+
+
+def several_defaults() -> Iterator[CheckMessage]:
+    """Models with more than one declaration that is to be searched where none is named."""
+    for model in apps.get_models():
+        named = sidecars_by_name(model)
+        names = [name for name, sidecar in named.items() if is_default(sidecar)]
+        if len(names) > 1:
+            several = ", ".join(names)
+            yield Error(
+                f"{model._meta.label} has several embeddings with default=True: {several}.",
+                hint="Leave it at one of them.",
+                obj=model,
+                id="embedsync.E025",
+            )
+
+
+def is_default(sidecar: type[EmbeddingModel]) -> bool:
+    return has_source(sidecar) and declaration_of(sidecar).default
 
 
 def wrong_source(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 
+from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
@@ -16,6 +17,7 @@ from embedsync.embedders.base import (
     UnavailableError,
     Vectors,
 )
+from embedsync.embedders.queries import query_vector
 
 __all__ = [
     "Embedder",
@@ -24,8 +26,10 @@ __all__ = [
     "RefusedError",
     "UnavailableError",
     "Vectors",
+    "aembed_query",
     "embed_query",
     "get_embedder",
+    "query_vector",
 ]
 
 _instances: dict[str, Embedder] = {}
@@ -66,12 +70,19 @@ def get_embedder(alias: str = "default") -> Embedder:
 
 
 def embed_query(text: str, embedder: str = "default") -> Sequence[float]:
-    """The vector of a search text, ``(dimensions,)``.
+    """The vector of a search text, ``(dimensions,)``; what was asked before comes from the cache.
 
     Under ``ATOMIC_REQUESTS``, call it before the transaction and pass the vector to ``similar()``:
     then no transaction is open while a remote embedder answers.
+
+    Raises ``ValueError`` where the text is blank.
     """
-    return get_embedder(embedder).checked_query(text)
+    return query_vector(get_embedder(embedder), text)
+
+
+async def aembed_query(text: str, embedder: str = "default") -> Sequence[float]:
+    """``embed_query()`` for async views: it runs in a thread of its own and blocks no loop."""
+    return await sync_to_async(embed_query, thread_sensitive=False)(text, embedder)
 
 
 def _forget(*, setting: str, **_: object) -> None:

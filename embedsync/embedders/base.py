@@ -56,6 +56,11 @@ class Embedder(ABC):
         """What the vectors depend on. Another fingerprint means vectors of another space."""
         return f"{type(self).__name__}:{self.model}:{self.dimensions}"
 
+    @property
+    def query_fingerprint(self) -> str:
+        """What the vectors of search texts depend on, where that is more than the fingerprint."""
+        return self.fingerprint
+
     @abstractmethod
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         """Vectors of shape ``(len(texts), dimensions)``, float32 or lists of floats, in order.

@@ -91,6 +91,10 @@ class SentenceTransformerEmbedder(Embedder):
             f":{self.document_prompt!r}:{self.normalize}"
         )
 
+    @property
+    def query_fingerprint(self) -> str:
+        return f"{self.fingerprint}:{self.query_prompt!r}"
+
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         vectors: Vectors = self._loaded.encode_document(
             list(texts), prompt=self.document_prompt, batch_size=self.forward_size, **self._plainly

@@ -146,3 +146,17 @@ class FlatPageEmbedding(EmbeddingModel):
     """A third-party source, which stays as it is."""
 
     source = EmbeddingSource("flatpages.FlatPage", "title", "content", embedder="hashing")
+
+
+class Play(EmbeddedModel):
+    """Two sidecars, each with a model of its own; and a field that is called distance."""
+
+    title = models.CharField(max_length=100)
+    plot = models.TextField()
+    distance = models.IntegerField(default=0)
+
+    by_title = Embedding("title", embedder="hashing", default=True)
+    by_plot = Embedding("plot", embedder="scripted")
+
+    def __str__(self):
+        return self.title
