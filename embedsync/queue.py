@@ -273,8 +273,8 @@ class Queue:
             mine = self._lock(cursor, claim, pks)
             found = state.fingerprints(cursor, [claim.key])
             if not state.is_current(claim.key, fingerprint, found.get(claim.key)):
-                mine = set()  # a migration has just reset it: whoever adopts it begins anew
-            done.settled, done.lost = mine, len(pks) - len(mine)
+                mine.clear()  # a migration has just reset it: whoever adopts it begins anew
+            done.settled, done.lost = set(mine), len(pks) - len(mine)
             write = [pk for pk in sorted(vectors) if pk in mine]
             remove = [pk for pk in (*blank, *gone) if pk in mine]
             if write:
@@ -290,8 +290,10 @@ class Queue:
                     done.written = [key for (key,) in binary.fetchall()]
             if remove:
                 cursor.execute(names.fill("remove"), {"pks": remove, "blank": list(blank)})
-            if mine:
-                cursor.execute(statement("done"), {"pks": text_array(sorted(mine)), **whose(claim)})
+            for move, is_dirty in (("done", False), ("again", True)):
+                ctids = [ctid for ctid, dirty in mine.values() if dirty == is_dirty]
+                if ctids:
+                    cursor.execute(statement(move), {"ctids": text_array(ctids)})
         return done
 
     def hand_back(
@@ -320,17 +322,20 @@ class Queue:
             more = {"pks": mine, "lease": settings.lease}
             cursor.execute(statement("extend"), {**more, **whose(claim)})
 
-    def _lock(self, cursor: Any, claim: Claim, pks: Sequence[str], otherwise: str = "") -> set[str]:
-        """Lock those of the rows that are still leased to this worker; their keys.
+    def _lock(
+        self, cursor: Any, claim: Claim, pks: Sequence[str], otherwise: str = ""
+    ) -> dict[str, tuple[str, bool]]:
+        """Lock those of the rows that are still leased to this worker.
 
-        ``otherwise`` is what to do with those that are locked, instead of waiting.
+        By key where they are now (``ctid``), and whether they are dirty. ``otherwise`` is what to
+        do with those that are locked, instead of waiting.
         """
         # At once what later statements need: a REINDEX that comes in between would wait for us,
         # and we for it.
         cursor.execute("LOCK TABLE embedsync_ledger IN ROW EXCLUSIVE MODE")
         sql = statement("mine").replace("{otherwise}", otherwise)
         cursor.execute(sql, {"pks": text_array(sorted(pks)), **whose(claim)})
-        return {pk for (pk,) in cursor.fetchall()}
+        return {pk: (ctid, dirty) for pk, ctid, dirty in cursor.fetchall()}
 
     def _lease(self, token: UUID) -> dict[str, Any]:
         return {"token": token, "lease": settings.lease, "worker": self.worker}

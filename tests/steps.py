@@ -34,11 +34,10 @@ STEPS = [
 # What is taken out of the mechanism: statement, text, what stands there instead.
 MUTANTS = {
     "completion ignores dirty": [
-        ("done", "SELECT ctid, dirty FROM", "SELECT ctid, false AS dirty FROM"),
+        ("mine", "SELECT ctid, dirty FROM", "SELECT ctid, false AS dirty FROM"),
     ],
     "completion ignores the token": [
         ("mine", "AND token = %(token)s", "AND %(token)s::uuid IS NOT NULL"),
-        ("done", "AND token = %(token)s", "AND %(token)s::uuid IS NOT NULL"),
     ],
     "a fold steals live leases": [
         ("claim", "l.run_at > statement_timestamp()", "false"),
