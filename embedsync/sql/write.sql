@@ -1,13 +1,16 @@
 -- COMPLETE: the vectors of rows that are locked.
--- The join to the source: no vector for a row that has been deleted or excluded in the meantime.
 INSERT INTO {sidecar} ({columns}, ordinal, embedded_at, digest, vector)
 -- DISTINCT ON, because the key of a partitioned table may be unique in each partition only.
-SELECT DISTINCT ON ({pk}) {pk}, 0, statement_timestamp(), embedsync_given.digest, embedsync_given.vector
+SELECT DISTINCT ON ({page}) {page}, 0, statement_timestamp(), embedsync_given.digest, embedsync_given.vector
 FROM unnest(%(pks)s::text[], %(digests)b::bytea[], %(vectors)b::halfvec[])
     AS embedsync_given(key, digest, vector)
-JOIN {source} ON ({pk}) = ({given_key})
-WHERE {eligible}
-ORDER BY {pk}
+-- No vector for a row that has been deleted or excluded in the meantime.
+CROSS JOIN LATERAL (
+    SELECT {pk_page} FROM {source} WHERE ({pk}) = ({given_key}) AND {eligible}
+    -- Each key is looked up; else the planner may read all of a source that is not large.
+    OFFSET 0
+) AS embedsync_source
+ORDER BY {page}
 ON CONFLICT ({columns}, ordinal) DO UPDATE
 SET embedded_at = excluded.embedded_at, digest = excluded.digest, vector = excluded.vector
 RETURNING {source_key}
