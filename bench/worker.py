@@ -48,6 +48,9 @@ def measure_endpoint(rows: int, rounds: int) -> list[Figure]:
     return [Figure("endpoint_ratio", ratios, at_least=0.9, digits=3)]
 
 
+WARM_UP = 512  # films
+
+
 @contextmanager
 def processes(number: int, **environment: str) -> Iterator[list[psutil.Process]]:
     """Worker processes on the benchmark's database."""
@@ -88,7 +91,8 @@ def measure_two(rows: int, pairs: int) -> list[Figure]:
     from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(1)
-    films = repeated(rows)
+    films = repeated(rows + WARM_UP)
+    warm_up, films = films[:WARM_UP], films[WARM_UP:]
     wanted = texts(films)
     with without_bars():
         bare = SentenceTransformer(knobs.embedder("default").model)
@@ -97,13 +101,12 @@ def measure_two(rows: int, pairs: int) -> list[Figure]:
     for number in range(pairs):
         empty()
         with processes(2, **ONE_THREAD):
-            warm_up = repeated(1024)
             insert(warm_up)
-            wait_for(len(warm_up))
+            wait_for(WARM_UP)
             time.sleep(1)
             started = time.perf_counter()
             insert(films)
-            wait_for(rows + len(warm_up))
+            wait_for(rows + WARM_UP)
             taken = time.perf_counter() - started
         alone, _ = timed(partial(bare.encode, wanted))
         ratios.append(alone / taken)
@@ -191,7 +194,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--rows", type=int, default=10_000, help="for the endpoint")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model-rows", type=int, default=2_000)
+    parser.add_argument("--model-rows", type=int, default=4_000)
     parser.add_argument("--pairs", type=int, default=3, help="with two workers; 0: without")
     parser.add_argument("--commits", type=int, default=100, help="for freshness")
     parser.add_argument("--idle", type=float, default=120.0, help="seconds of idleness")
