@@ -10,7 +10,7 @@ from django.db.models.sql.compiler import SQLCompiler
 from pgvector.django import HalfVectorField
 
 from embedsync.conf import settings
-from embedsync.declaration import EmbeddingModel, declaration_of, key_of_row, rows_of
+from embedsync.declaration import EmbeddingModel, all_passages, declaration_of, key_of_row
 from embedsync.embedders import get_embedder
 
 # What makes an HNSW scan go on until the filters have let enough rows through, whatever lies in
@@ -64,8 +64,9 @@ class QueryVector(models.Expression):
             return get_embedder(embedder).checked_query(self.query)
         if not isinstance(self.query, models.Model):
             return list(self.query)
-        rows = rows_of(self.sidecar, using).filter(**key_of_row(self.sidecar, self.query))
-        stored = rows.values_list("vector", flat=True).first()
+        rows = all_passages(self.sidecar, using).filter(**key_of_row(self.sidecar, self.query))
+        # Of its only vector, or of its passages'.
+        stored = rows.aggregate(mean=models.Avg("vector"))["mean"]
         if stored is None:
             raise ValueError(
                 f"{self.query!r} has no vector in {self.label} (yet): its text is"

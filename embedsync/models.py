@@ -6,11 +6,13 @@ Only triggers write to the inbox, and only workers write to the ledger: see ``qu
 from django.db import models
 from django.db.models.functions import Now
 
+from embedsync.chunks import Chunks
 from embedsync.declaration import Embedding, EmbeddingModel
 from embedsync.managers import EmbeddedModel, EmbeddingManager, EmbeddingQuerySet
 from embedsync.source import EmbeddingSource, MigrationDependency
 
 __all__ = [
+    "Chunks",
     "EmbeddedModel",
     "Embedding",
     "EmbeddingManager",

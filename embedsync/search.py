@@ -16,10 +16,13 @@ from embedsync.declaration import (
     Embedding,
     EmbeddingModel,
     declaration_of,
+    key_fields,
+    key_of_row,
     sidecars_of,
     source_of,
 )
 from embedsync.expressions import ExactDistance, QueryVector, SearchDistance, vector_field
+from embedsync.retrieval import NearestPassage
 
 M = TypeVar("M", bound=models.Model)
 Searched = str | models.Model | Sequence[float]
@@ -38,6 +41,9 @@ def similar(
     ``query`` is a text, an instance (itself left out) or a vector ``(dimensions,)``. The distance
     is the cosine distance, 0 to 2. ``embedding`` names one of several declarations. ``exact``
     compares with every vector, past the index. ``min_similarity`` is 1 - distance, -1 to 1.
+
+    Where the declaration has chunks a row counts by its nearest passage, and has its text as
+    ``.passage``. An instance's vector is then the mean of its passages'.
 
     Lazy: a text is embedded, and an instance's vector read, when the queryset is evaluated. Rows
     that do not meet the declaration's condition now are left out, whatever their vectors say.
@@ -64,15 +70,56 @@ def similar(
         )
     relation = sidecar._meta.model_name
     # The filter comes before the annotation, which alone would make a LEFT JOIN.
-    found: Any = queryset.filter(**{f"{relation}__ordinal": 0})
+    vector = QueryVector(searched, sidecar, exact)
+    chunked = declaration_of(sidecar).chunks is not None
+    keys = [f"{relation}__{ours.name}" for ours, _ in key_fields(sidecar)]
+    ordinal: Any = NearestPassage(sidecar, keys, vector) if chunked else 0
+    found: Any = queryset.filter(**{f"{relation}__ordinal": ordinal})
     condition = declaration_of(sidecar).condition
     if condition is not None:
         found = found.filter(condition)
     if isinstance(query, models.Model):
         found = found.exclude(pk=query.pk)
-    vector = QueryVector(searched, sidecar, exact)
+    if chunked:
+        found = found.annotate(passage=models.F(f"{relation}__passage"))
     distance = (ExactDistance if exact else SearchDistance)(models.F(f"{relation}__vector"), vector)
     found = found.annotate(distance=distance)
+    if min_similarity is not None:
+        found = found.filter(distance__lte=1 - min_similarity)
+    found.query = found.query.chain(klass=SimilarQuery)
+    ordered: models.QuerySet[M] = found.order_by("distance")
+    return ordered
+
+
+def similar_passages(
+    passages: "models.QuerySet[M]",
+    query: Searched,
+    *,
+    exact: bool = False,
+    min_similarity: float | None = None,
+) -> "models.QuerySet[M]":
+    """The rows of a sidecar nearest to ``query``, nearest first: several of a row, it may be.
+
+    As ``similar()``, but that each is a passage, with ``.distance`` and ``.source``.
+    """
+    sidecar: Any = passages.model
+    if min_similarity is not None and not -1 <= min_similarity <= 1:
+        raise ValueError(f"min_similarity is 1 - distance, from -1 to 1, not {min_similarity!r}.")
+    searched = checked(query, sidecar)
+    if passages.query.is_sliced:
+        raise TypeError("similar() on a slice: slice the result, .similar(...)[:10].")
+    if "distance" in passages.query.annotations:
+        raise ValueError("similar() can be used once, and needs the name distance for itself.")
+    keys = {theirs.attname: models.OuterRef(ours.name) for ours, theirs in key_fields(sidecar)}
+    source: Any = models.QuerySet(source_of(sidecar))
+    condition = declaration_of(sidecar).condition
+    # Not the join of select_related(), which a count leaves out.
+    found: Any = passages.filter(models.Exists(source.filter(condition or models.Q(), **keys)))
+    if isinstance(query, models.Model):
+        found = found.exclude(**key_of_row(sidecar, query))
+    vector = QueryVector(searched, sidecar, exact)
+    distance = (ExactDistance if exact else SearchDistance)(models.F("vector"), vector)
+    found = found.select_related("source").annotate(distance=distance)
     if min_similarity is not None:
         found = found.filter(distance__lte=1 - min_similarity)
     found.query = found.query.chain(klass=SimilarQuery)

@@ -56,6 +56,22 @@ class Embedder(ABC):
         """What the vectors depend on. Another fingerprint means vectors of another space."""
         return f"{type(self).__name__}:{self.model}:{self.dimensions}"
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's ``tokenizers.Tokenizer``, which cuts nothing off and adds nothing.
+
+        None, as here, has four characters counted as a token.
+        """
+        return None
+
+    @property
+    def max_tokens(self) -> int | None:
+        """How many tokens of a text the model reads, besides its prompt and special tokens.
+
+        None, as here: all of them, or it is not known. What is longer is counted, not refused.
+        """
+        return None
+
     @abstractmethod
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         """Vectors of shape ``(len(texts), dimensions)``, float32 or lists of floats, in order.
