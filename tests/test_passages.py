@@ -1,9 +1,12 @@
 """Rows of several passages: written together, and only what has changed is embedded again."""
 
 import datetime
+import io
 import itertools
+import json
 
 import pytest
+from django.core.management import call_command
 from django.db import connection
 from django.utils import timezone
 
@@ -11,9 +14,11 @@ from embedsync.embedders import get_embedder
 from embedsync.models import Ledger, SidecarState
 from embedsync.passages import Given, Rewritten
 from embedsync.signals import embeddings_updated
+from embedsync.status import cut_rows
 from embedsync.worker import Worker
 from tests.articles.models import Article, Entry, Leaf, Remark
 from tests.books import execute, make_due
+from tests.embedders import WordedEmbedder
 from tests.long_texts import KEY, ArticleEmbedding, Asked, body, stored, vectors, write
 from tests.sweeping import behind_the_triggers, counts, swept
 from tests.workers import work_off
@@ -186,6 +191,32 @@ def test_a_bad_passage_parks_its_row_alone(drain, settings, asked):
     assert_right(good, other, bad)
 
 
+def test_one_bad_passage_ends_its_row(drain, asked):
+    """Its other passages would be embedded for nothing."""
+    write(*(["FAIL"] * 3), "a", *(f"FAIL{n}" for n in range(8)))
+    drain()
+    assert len(asked.calls) == 3
+
+
+def test_rows_are_whole_as_early_as_can_be(drain, asked):
+    """Passages of all lengths: those of a row are embedded together, not those of like length."""
+    articles = [write(*(f"{word}{'x' * n}" for n in range(4))) for word in "abc"]
+    worker = Worker()
+    original = WordedEmbedder.embed_documents
+
+    def stop_after_one(self, texts):
+        worker.stop()
+        return original(self, texts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WordedEmbedder, "embed_documents", stop_after_one)
+        worker.start()
+        worker.run(drain=True)
+    assert sorted(len(stored(article)) for article in articles) == [0, 0, 4]
+    drain()
+    assert_right(*articles)
+
+
 def test_the_old_passages_stay_while_a_new_one_is_bad(drain, settings):
     settings.EMBEDSYNC_MAX_ATTEMPTS = 1
     article = write("one", "two")
@@ -345,6 +376,28 @@ class TestLongTextsWithoutChunks:
         told = [record for record in caplog.records if "Declare chunks=" in record.message]
         assert [record.args[1:3] for record in told] == [(2, 12)]
         assert "articles.RemarkEmbedding" in told[0].message
+
+    def test_are_told_of_by_the_status(self, drain):
+        Remark.objects.bulk_create([Remark(text="word " * n) for n in (3, 13, 100)])
+        drain()
+        output = io.StringIO()
+        call_command("embed_status", "articles.Remark", "--json", stdout=output)
+        [status] = json.loads(output.getvalue())["sidecars"]
+        assert (status["rows"], status["cut"]) == (3, 2)
+        output = io.StringIO()
+        call_command("embed_status", "articles.Remark", stdout=output)
+        assert output.getvalue().splitlines()[1].split()[1:3] == ["3", "2"]
+
+    def test_are_counted_by_an_index_of_their_own(self, drain):
+        execute(
+            "INSERT INTO articles_remarkembedding (source_id, ordinal, digest, vector, cut)"
+            " SELECT n, 0, '', (SELECT array_agg(1) FROM generate_series(1, 64))::halfvec(64),"
+            " n % 1000 = 0 FROM generate_series(1, 20000) AS n"
+        )
+        execute("VACUUM ANALYZE articles_remarkembedding")
+        counted = Remark.embedding.model.objects.filter(ordinal=0, cut=True)
+        assert "articles_remarkembedding_cut" in counted.explain()
+        assert cut_rows("default", Remark.embedding.model) == 20
 
     def test_are_counted_no_more_when_they_are_shortened(self, drain):
         remark = Remark.objects.create(text="word " * 20)
