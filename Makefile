@@ -13,6 +13,7 @@ demo: .venv/ready
 	$(MANAGE) postgres start
 	$(MANAGE) migrate --verbosity 0
 	$(MANAGE) load_films
+	$(MANAGE) load_posts
 	$(MANAGE) embed_worker --drain
 	$(MANAGE) demo
 
@@ -44,5 +45,5 @@ clean:
 	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[local,q2]" --group demo --group test
+		--editable ".[local,q2,chunks]" --group demo --group test
 	touch $@

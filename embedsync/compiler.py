@@ -8,6 +8,7 @@ from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI
 
 from embedsync.embedders import MismatchError
 from embedsync.expressions import ExactDistance, SearchDistance
+from embedsync.retrieval import NearestPassage
 from embedsync.sql import statement
 
 INDEX_MAY_BE_FIRST_PART_OF_SORT = 170000
@@ -62,6 +63,12 @@ class SimilarCompiler(SQLCompiler):
         query.clear_ordering(force=True)
         query.clear_limits()
         query.clear_select_clause()
+        # Of passages, all are compared to find a row's nearest.
+        query.where.children = [
+            condition
+            for condition in query.where.children
+            if not isinstance(getattr(condition, "rhs", None), NearestPassage)
+        ]
         query.add_annotation(models.Value(1), "embedsync_one")
         sql, parameters = query.get_compiler(self.using).as_sql()
         with self.connection.cursor() as cursor:

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from django.apps import apps
 from django.core.exceptions import FieldError, ImproperlyConfigured
 from django.db import models
+from django.db.backends.utils import truncate_name
 from django.db.models.base import ModelBase
 from django.db.models.functions import Now
 from django.db.models.signals import class_prepared
@@ -17,6 +18,7 @@ from embedsync.capture import SyncTrigger
 from embedsync.conf import settings
 from embedsync.index import DeferredHnswIndex
 from embedsync.path import Watched, watched_tables
+from embedsync.retrieval import PassageManager
 from embedsync.source import (
     Declaration,
     EmbeddingSource,
@@ -24,6 +26,8 @@ from embedsync.source import (
     Options,
     watched_names,
 )
+
+CUT_LENGTH = 25  # of an index's name before its ending; Django allows 30
 
 
 class EmbeddingModelBase(ModelBase):
@@ -67,15 +71,22 @@ class EmbeddingModelBase(ModelBase):
             dimensions = settings.embedder(declaration.embedder).dimensions
         except ImproperlyConfigured:
             dimensions = None  # embedsync.E002 says so before anything is written
+        passage = {"passage": models.TextField(db_default="")} if declaration.chunks else {}
+        cut = models.Index(
+            fields=["ordinal"],
+            condition=models.Q(cut=True),
+            name=f"{truncate_name(key.replace('.', '_'), CUT_LENGTH)}_cut",
+        )
         return {
             **source.key,
+            **passage,
             "pk": models.CompositePrimaryKey(*source.key, "ordinal"),
             "vector": HalfVectorField(dimensions=dimensions),
             "Meta": type(
                 "Meta",
                 (meta,),
                 {
-                    "indexes": [*getattr(meta, "indexes", []), index],
+                    "indexes": [*getattr(meta, "indexes", []), index, cut],
                     "constraints": [*getattr(meta, "constraints", []), trigger],
                 },
             ),
@@ -86,14 +97,18 @@ class EmbeddingModel(models.Model, metaclass=EmbeddingModelBase):
     """A sidecar: the vectors of a source's rows.
 
     ``source`` is the row, known by its key (``source_id``, or a column for each part of a composite
-    one); ``ordinal`` its passage, from 0; ``vector`` ``(dimensions,)``;
-    ``digest`` tells whether the text has changed since ``embedded_at``.
+    one); ``ordinal`` its passage, from 0, whose text ``passage`` has where the declaration has
+    chunks; ``vector`` ``(dimensions,)``; ``digest`` tells whether the text has changed since
+    ``embedded_at``; ``cut`` says that the model has read the beginning of the text only.
     """
 
     ordinal = models.IntegerField(default=0)
     embedded_at = models.DateTimeField(db_default=Now())
     digest = models.BinaryField(max_length=16)
+    cut = models.BooleanField(db_default=False)
     queue = MigrationDependency("embedsync.inbox")
+
+    objects: Any = PassageManager()
 
     class Meta:
         abstract = True
@@ -283,7 +298,12 @@ def key_of_row(sidecar: type[EmbeddingModel], row: models.Model) -> dict[str, An
 
 def rows_of(sidecar: type[EmbeddingModel], using: str | None) -> Any:
     """The first vector of each row, past any manager of the application's."""
-    return sidecar._base_manager.using(using).filter(ordinal=0)
+    return all_passages(sidecar, using).filter(ordinal=0)
+
+
+def all_passages(sidecar: type[EmbeddingModel], using: str | None) -> Any:
+    """All vectors, of which a row has several where its text is cut into passages."""
+    return sidecar._base_manager.using(using)
 
 
 def key_of(sidecar: type[EmbeddingModel]) -> str:

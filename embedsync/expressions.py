@@ -11,7 +11,13 @@ from django.db.models.sql.compiler import SQLCompiler
 from pgvector.django import HalfVectorField
 
 from embedsync.conf import settings
-from embedsync.declaration import EmbeddingModel, declaration_of, key_of, key_of_row, rows_of
+from embedsync.declaration import (
+    EmbeddingModel,
+    all_passages,
+    declaration_of,
+    key_of,
+    key_of_row,
+)
 from embedsync.embedders import Embedder, get_embedder, query_vector
 from embedsync.sql import statement
 
@@ -51,6 +57,13 @@ class QueryVector(models.Expression):
     def embedder(self) -> Embedder:
         return get_embedder(declaration_of(self.sidecar).embedder)
 
+    def exactly(self) -> "QueryVector":
+        """The same vector for a comparison that no index serves."""
+        again = copy.copy(self)
+        again.exact = True
+        vars(again).pop("identity", None)
+        return again
+
     def vector(self, using: str) -> list[float]:
         """The vector, ``(dimensions,)``. Raises ``ValueError`` where an instance has none yet."""
         if not self.memo:
@@ -69,8 +82,9 @@ class QueryVector(models.Expression):
             return query_vector(self.embedder, self.query)
         if not isinstance(self.query, models.Model):
             return list(self.query)
-        rows = rows_of(self.sidecar, using).filter(**key_of_row(self.sidecar, self.query))
-        stored = rows.values_list("vector", flat=True).first()
+        rows = all_passages(self.sidecar, using).filter(**key_of_row(self.sidecar, self.query))
+        # Of its only vector, or of its passages'.
+        stored = rows.aggregate(mean=models.Avg("vector"))["mean"]
         if stored is None:
             raise ValueError(
                 f"{self.query!r} has no vector in {self.label} (yet): its text is"
@@ -112,10 +126,7 @@ class SearchDistance(models.Func):
     def exactly(self) -> "SearchDistance":
         """The same distance in a form that no index serves."""
         column, query = self.get_source_expressions()
-        again = copy.copy(query)
-        again.exact = True
-        vars(again).pop("identity", None)
-        return ExactDistance(column, again)
+        return ExactDistance(column, query.exactly())
 
 
 class ExactDistance(SearchDistance):

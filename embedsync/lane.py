@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from pgvector import HalfVector
+
+from embedsync.passages import Passages, Rewritten
 from embedsync.queue import Claim
-from embedsync.service import Embedded, Service
+from embedsync.service import Asked, Embedded, Service
 
 
 @dataclass(eq=False)
@@ -26,14 +29,44 @@ class Part:
     alone: bool = False
     counted: bool = True
     claimed_at: float = field(default_factory=time.monotonic)
-    digests: dict[str, bytes] = field(default_factory=dict)
+    rows: dict[str, Passages] = field(default_factory=dict)
     blank: list[str] = field(default_factory=list)
     unchanged: set[str] = field(default_factory=set)
 
     @property
-    def wanted(self) -> list[str]:
-        """The rows that need a new vector."""
-        return [pk for pk in self.digests if pk not in self.unchanged]
+    def changed(self) -> list[str]:
+        """The rows of which something is to be written."""
+        return [pk for pk in self.rows if pk not in self.unchanged]
+
+    @property
+    def wanted(self) -> dict[Asked, str]:
+        """The texts that need a new vector."""
+        return {
+            (pk, ordinal): self.rows[pk].texts[ordinal]
+            for pk in self.changed
+            for ordinal in self.rows[pk].wanted.values()
+        }
+
+    def ready(
+        self, found: Embedded
+    ) -> tuple[dict[str, tuple[bytes, HalfVector]], dict[str, Rewritten]]:
+        """What can be written: of rows with one passage digest and vector, of others all passages.
+
+        All passages of a row, or none.
+        """
+        vectors, several = {}, {}
+        plain = self.service.chunks is None
+        for pk in self.changed:
+            row = self.rows[pk]
+            if not all((pk, ordinal) in found.vectors for ordinal in row.wanted.values()):
+                continue
+            if plain and row.wanted:
+                vectors[pk] = row.digests[0], found.vectors[pk, 0]
+                if not row.is_plain:
+                    several[pk] = Rewritten([], 1)  # what it has too many, since it had chunks
+            else:
+                several[pk] = row.rewritten({n: found.vectors[pk, n] for n in row.wanted.values()})
+        return vectors, several
 
 
 @dataclass(frozen=True)
@@ -98,7 +131,7 @@ class Lane:
             return None
         return self.waiting.popleft()
 
-    def begin(self, part: Part, texts: Mapping[str, str], is_left: Callable[[], bool]) -> None:
+    def begin(self, part: Part, texts: Mapping[Asked, str], is_left: Callable[[], bool]) -> None:
         """Have texts embedded in a thread of this lane, until ``is_left()``."""
 
         def stopped() -> bool:

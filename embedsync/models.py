@@ -6,6 +6,7 @@ Only triggers write to the inbox, and only workers write to the ledger: see ``qu
 from django.db import models
 from django.db.models.functions import Now
 
+from embedsync.chunks import Chunks
 from embedsync.declaration import Embedding, EmbeddingModel
 from embedsync.expressions import TextEmbedding
 from embedsync.freshness import Stale
@@ -13,6 +14,7 @@ from embedsync.managers import EmbeddedModel, EmbeddingManager, EmbeddingQuerySe
 from embedsync.source import EmbeddingSource, MigrationDependency
 
 __all__ = [
+    "Chunks",
     "EmbeddedModel",
     "Embedding",
     "EmbeddingManager",

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from dataclasses import replace
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, InterfaceError, OperationalError, ProgrammingError
 
 from embedsync import state
@@ -18,15 +19,18 @@ from embedsync.breaker import jitter
 from embedsync.conf import settings
 from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate
 from embedsync.declaration import EmbeddingModel, declaration_of
-from embedsync.embedders import RefusedError, UnavailableError
+from embedsync.embedders import MismatchError, RefusedError, UnavailableError
 from embedsync.lane import Lane, Part, Settled
+from embedsync.passages import passages_of
 from embedsync.queue import Claim, Queue
-from embedsync.service import Embedded, Service, halves
-from embedsync.text import digest, read
+from embedsync.service import Asked, Embedded, Service, halves
+from embedsync.text import read
+from embedsync.tokens import CHARACTERS
 
 logger = logging.getLogger("embedsync")
 
 HUNG_SECONDS = 600.0
+CALLS_OF_A_PART = 8  # of the embedder, about, where texts are cut into passages
 
 
 class Pipeline:
@@ -56,6 +60,7 @@ class Pipeline:
         self._give_up = give_up
         self._settled = settled
         self._lanes: dict[str, Lane] = {}
+        self._warned: set[str] = set()
         # To be handed back, now or when the database answers again; and whether with a refund.
         self._owed: list[tuple[Claim, list[str], bool]] = []
 
@@ -208,45 +213,65 @@ class Pipeline:
         if self._is_left(part):
             self._owe([part])
             return
-        wanted: dict[str, str] = {}
+        wanted: dict[Asked, str] = {}
         with self._blaming(lane, part):
             using, sidecar = self.queue.using, part.service.sidecar
             if not part.counted:
                 self.queue.count(part.claim, part.pks, 1)
                 part.counted = True
-            limit = settings.batch_bytes // (2 * self.concurrency)
-            texts, stored, pks = read(sidecar, part.pks, using, limit)
-            if len(pks) < len(part.pks):
-                lane.waiting.appendleft(replace(part, pks=part.pks[len(pks) :]))
-                part.pks = pks
-            fingerprint = part.service.embedder.fingerprint
-            part.digests = {pk: digest(fingerprint, text) for pk, text in texts.items() if text}
-            part.blank = [pk for pk, text in texts.items() if not text]
-            part.unchanged = {pk for pk, now in part.digests.items() if stored.get(pk) == now}
-            wanted = {pk: texts[pk] for pk in part.wanted}
+            try:
+                splitter = part.service.splitter
+            except (ImproperlyConfigured, MismatchError) as error:
+                self._give_up(sidecar, error)
+                self.release(part, part.pks, error)
+                return
+            found = read(sidecar, part.pks, using, self._bytes(part.service))
+            if len(found.pks) < len(part.pks):
+                lane.waiting.appendleft(replace(part, pks=part.pks[len(found.pks) :]))
+                part.pks = found.pks
+            part.rows = passages_of(found, part.service.embedder.fingerprint, splitter)
+            part.blank = [pk for pk in found.texts if pk not in part.rows]
+            part.unchanged = {pk for pk, row in part.rows.items() if row.is_stored}
+            wanted = part.wanted
             if not wanted:
                 self._write(part, Embedded())
         if wanted:
             lane.begin(part, wanted, lambda: self._is_left(part))
 
+    def _bytes(self, service: Service) -> int:
+        """How many bytes of text to read at once; those of a few calls where they are cut.
+
+        What is being embedded is lost when a worker dies, and a page of long texts may take hours.
+        """
+        limit = settings.batch_bytes // (2 * self.concurrency)
+        if service.chunks is None:
+            return limit
+        call = service.embedder.batch_size * service.chunks.size * CHARACTERS
+        return min(limit, CALLS_OF_A_PART * call)
+
     def _write(self, part: Part, found: Embedded) -> None:
         """Write vectors and settle rows, and see to those that could not be embedded."""
         claim, service = part.claim, part.service
+        vectors, passages = part.ready(found)
         done = self.queue.complete(
             service.sidecar,
             claim,
             service.fingerprint,
-            {pk: (part.digests[pk], vector) for pk, vector in found.vectors.items()},
+            vectors,
             blank=part.blank,
-            gone=[pk for pk in part.pks if pk not in part.digests and pk not in part.blank],
+            gone=[pk for pk in part.pks if pk not in part.rows and pk not in part.blank],
             unchanged=sorted(part.unchanged),
+            passages=passages,
+            cut=found.cut,
         )
+        self._warn(service, len(found.cut))
         if done.lost:
             about = {"sidecar": claim.key, "rows": done.lost}
             logger.warning("lost the lease of %d rows of %s", done.lost, claim.key, extra=about)
             self.lost += done.lost
         failed = {pk: self._hand_back(part, [pk], fault) for pk, fault in found.failed.items()}
-        left = [pk for pk in part.wanted if pk not in found.vectors and pk not in failed]
+        ready = vectors.keys() | passages.keys()
+        left = [pk for pk in part.changed if pk not in ready and pk not in failed]
         trouble = found.trouble
         if isinstance(trouble, UnavailableError):
             level = logging.ERROR if isinstance(trouble, RefusedError) else logging.WARNING
@@ -261,6 +286,20 @@ class Pipeline:
         lost = [pk for pk in part.pks if pk not in done.settled and pk not in (*failed, *left)]
         self.release(part, lost)
         self._settled(Settled(part, len(done.settled) + len(failed), done.written, failed))
+
+    def _warn(self, service: Service, cut: int) -> None:
+        """Say once of a sidecar that texts are longer than its model reads."""
+        label = service.sidecar._meta.label
+        if cut and label not in self._warned:
+            self._warned.add(label)
+            logger.warning(
+                "%s: %d of the rows that have just been embedded are longer than the %d tokens that"
+                " the model reads, which has not seen the rest of them. Declare chunks=Chunks(...)."
+                " embed_status counts such rows; this is said once.",
+                label,
+                cut,
+                service.measure.most,
+            )
 
     @contextmanager
     def _blaming(self, lane: Lane, part: Part) -> Iterator[None]:

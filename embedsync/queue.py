@@ -6,7 +6,7 @@ overwrite newer work. Locks are taken in key order or skipped, so workers cannot
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +25,8 @@ from embedsync.database import (
     worker_transaction,
 )
 from embedsync.declaration import EmbeddingModel, key_of
+from embedsync.passages import Rewritten
+from embedsync.passages import write as write_passages
 from embedsync.sql import statement
 
 # A look at the whole inbox may take this share of a worker's time, and comes every 2 s at least.
@@ -258,16 +260,20 @@ class Queue:
         blank: Sequence[str] = (),
         gone: Sequence[str] = (),
         unchanged: Sequence[str] = (),
+        passages: Mapping[str, Rewritten] | None = None,
+        cut: Iterable[str] = (),
     ) -> Written:
-        """Write ``vectors`` (digest and vector by key), remove others, settle all.
+        """Write ``vectors`` (digest and vector by key) and ``passages``, remove others, settle all.
 
-        Those of rows that are ``blank``, and of rows that are ``gone`` or excluded.
+        Those of rows that are ``blank``, and of rows that are ``gone`` or excluded. ``cut`` are the
+        keys of vectors that are of the beginning of a text only.
 
         Only what is still leased to this worker. Raises ``SupersededError`` where the sidecar now
         belongs to workers with another ``fingerprint``; then nothing is written.
         """
         names = names_of(sidecar, self.using)
-        pks = sorted([*vectors, *blank, *gone, *unchanged])
+        several = dict(passages or {})
+        pks = sorted({*vectors, *several, *blank, *gone, *unchanged})
         done = Written()
         with self.transaction() as cursor:
             mine = self._lock(cursor, claim, pks)
@@ -285,9 +291,14 @@ class Queue:
                             "pks": text_array(write),
                             "digests": [vectors[pk][0] for pk in write],
                             "vectors": [vectors[pk][1] for pk in write],
+                            "cut": text_array(sorted(cut)),
                         },
                     )
                     done.written = [key for (key,) in binary.fetchall()]
+            several = {pk: row for pk, row in several.items() if pk in mine}
+            if several:
+                written = write_passages(sidecar, self.using, names, several)
+                done.written = list(dict.fromkeys([*done.written, *written]))
             if remove:
                 cursor.execute(names.fill("remove"), {"pks": remove, "blank": list(blank)})
             for move, is_dirty in (("done", False), ("again", True)):

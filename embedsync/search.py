@@ -15,23 +15,31 @@ from embedsync.declaration import (
     EmbeddingModel,
     chosen_sidecar,
     declaration_of,
+    key_fields,
+    key_of_row,
     source_of,
 )
 from embedsync.expressions import ExactDistance, QueryVector, SearchDistance, vector_field
 from embedsync.freshness import Stale
+from embedsync.retrieval import NearestPassage
 
 M = TypeVar("M", bound=models.Model)
 Searched = str | models.Model | Sequence[float]
 
 
-class Choices(TypedDict, total=False):
-    """What ``similar()`` takes by name."""
+class PassageChoices(TypedDict, total=False):
+    """What ``similar()`` of a sidecar takes by name."""
 
-    embedding: str | None
     exact: bool
     fresh: bool
     min_similarity: float | None
     distance_name: str
+
+
+class Choices(PassageChoices, total=False):
+    """What ``similar()`` takes by name."""
+
+    embedding: str | None
 
 
 def similar(
@@ -52,6 +60,9 @@ def similar(
     than the row: see ``Stale``. ``min_similarity`` is 1 - distance, -1 to 1. ``distance_name`` is
     what the distance is called, where the model has a ``distance`` of its own.
 
+    Where the declaration has chunks a row counts by its nearest passage, and has its text as
+    ``.passage``. An instance's vector is then the mean of its passages'.
+
     Lazy: a text is embedded, and an instance's vector read, when the queryset is evaluated. Rows
     that do not meet the declaration's condition now are left out, whatever their vectors say.
 
@@ -65,31 +76,79 @@ def similar(
         raise TypeError(
             "similar() takes a queryset first: embedsync.similar(Page.objects.all(), ...)."
         )
-    if min_similarity is not None and not -1 <= min_similarity <= 1:
-        raise ValueError(f"min_similarity is 1 - distance, from -1 to 1, not {min_similarity!r}.")
+    assert_similarity(min_similarity)
     sidecar = chosen_sidecar(queryset.model, embedding)
     searched = checked(query, sidecar)
     assert_searchable(queryset, distance_name)
     relation = sidecar._meta.model_name
     # The filter comes before the annotation, which alone would make a LEFT JOIN.
-    found: Any = queryset.filter(**{f"{relation}__ordinal": 0})
+    vector = QueryVector(searched, sidecar, exact)
+    chunked = declaration_of(sidecar).chunks is not None
+    keys = [f"{relation}__{ours.name}" for ours, _ in key_fields(sidecar)]
+    ordinal: Any = NearestPassage(sidecar, keys, vector) if chunked else 0
+    found: Any = queryset.filter(**{f"{relation}__ordinal": ordinal})
     condition = declaration_of(sidecar).condition
     if condition is not None:
         found = found.filter(condition)
     if isinstance(query, models.Model):
         found = found.exclude(pk=query.pk)
-    vector = QueryVector(searched, sidecar, exact)
-    distance = (ExactDistance if exact else SearchDistance)(models.F(f"{relation}__vector"), vector)
-    found = found.annotate(**{distance_name: distance})
-    if min_similarity is not None:
-        found = found.filter(**{f"{distance_name}__lte": 1 - min_similarity})
-    found.query = found.query.chain(klass=SimilarQuery)
-    found.query.distance_name = distance_name
+    if chunked:
+        found = found.annotate(passage=models.F(f"{relation}__passage"))
+    found = nearest_first(found, f"{relation}__vector", vector, min_similarity, distance_name)
     found.query.own_filters = len(found.query.where.children) - len(queryset.query.where.children)
-    if fresh:
-        found = found.filter(~Stale(embedding))
-    ordered: models.QuerySet[M] = found.order_by(distance_name)
-    return ordered
+    rows: models.QuerySet[M] = found.filter(~Stale(embedding)) if fresh else found
+    return rows
+
+
+def similar_passages(
+    passages: "models.QuerySet[M]",
+    query: Searched,
+    *,
+    exact: bool = False,
+    fresh: bool = False,
+    min_similarity: float | None = None,
+    distance_name: str = "distance",
+) -> "models.QuerySet[M]":
+    """The rows of a sidecar nearest to ``query``, nearest first: several of a row, it may be.
+
+    As ``similar()``, but that each is a passage, with ``.distance`` and ``.source``.
+    """
+    sidecar: Any = passages.model
+    assert_similarity(min_similarity)
+    searched = checked(query, sidecar)
+    assert_searchable(passages, distance_name)
+    keys = {theirs.attname: models.OuterRef(ours.name) for ours, theirs in key_fields(sidecar)}
+    source: Any = models.QuerySet(source_of(sidecar))
+    condition = declaration_of(sidecar).condition
+    # Not the join of select_related(), which a count leaves out.
+    found: Any = passages.filter(models.Exists(source.filter(condition or models.Q(), **keys)))
+    if isinstance(query, models.Model):
+        found = found.exclude(**key_of_row(sidecar, query))
+    found = found.select_related("source")
+    vector = QueryVector(searched, sidecar, exact)
+    found = nearest_first(found, "vector", vector, min_similarity, distance_name)
+    found.query.own_filters = len(found.query.where.children) - len(passages.query.where.children)
+    rows: models.QuerySet[M] = found.filter(~Stale()) if fresh else found
+    return rows
+
+
+def nearest_first(
+    found: Any, column: str, vector: QueryVector, min_similarity: float | None, name: str
+) -> Any:
+    """A queryset with the distance of ``column`` to ``vector``, in its order."""
+    form = ExactDistance if vector.exact else SearchDistance
+    found = found.annotate(**{name: form(models.F(column), vector)})
+    if min_similarity is not None:
+        found = found.filter(**{f"{name}__lte": 1 - min_similarity})
+    found.query = found.query.chain(klass=SimilarQuery)
+    found.query.distance_name = name
+    return found.order_by(name)
+
+
+def assert_similarity(min_similarity: float | None) -> None:
+    """Raise ``ValueError`` where it is none that cosine distance knows."""
+    if min_similarity is not None and not -1 <= min_similarity <= 1:
+        raise ValueError(f"min_similarity is 1 - distance, from -1 to 1, not {min_similarity!r}.")
 
 
 def assert_searchable(queryset: "models.QuerySet[Any]", distance_name: str) -> None:

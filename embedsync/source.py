@@ -14,6 +14,7 @@ from django.db.migrations.writer import MigrationWriter
 from django.utils.module_loading import module_has_submodule
 
 from embedsync.capture import LEVELS, Level
+from embedsync.chunks import Chunks
 
 # What a sidecar's copy of a key's column does not take over.
 COLUMN_OPTIONS = {
@@ -34,6 +35,7 @@ class Options(TypedDict, total=False):
     embedder: str
     capture: Level
     default: bool
+    chunks: Chunks | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Declaration:
     from the model's method ``text``, which looks at the columns ``watch``. Only rows that meet
     ``condition`` have a vector. ``embedder`` is an alias in ``EMBEDSYNC_EMBEDDERS``. ``capture``
     is the kind of trigger: "statement", "row" or "always" (docs/operations.md). ``default`` makes
-    it the one of several declarations that is searched where none is named.
+    it the one of several declarations that is searched where none is named. ``chunks`` cuts
+    the text into passages, each with a vector of its own; without it the text is one.
     """
 
     fields: tuple[str, ...]
@@ -56,6 +59,7 @@ class Declaration:
     embedder: str = "default"
     capture: Level = "statement"
     default: bool = False
+    chunks: Chunks | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.watch, str) or not all(
@@ -66,6 +70,8 @@ class Declaration:
             raise TypeError(f"condition= is a Q object, not {type(self.condition).__name__}.")
         if self.capture not in LEVELS:
             raise TypeError(f"capture= is one of {', '.join(LEVELS)}, not {self.capture!r}.")
+        if self.chunks is not None and not isinstance(self.chunks, Chunks):
+            raise TypeError(f"chunks= is Chunks(size=200, overlap=20), say, not {self.chunks!r}.")
 
     @property
     def lookups(self) -> list[str]:
@@ -89,10 +95,11 @@ class Declaration:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that decides which rows are embedded and what their text is."""
+        """Changes with anything that decides which rows are embedded and what their texts are."""
         # As a migration would have it: sets sorted, and no object's address in it.
         condition = self.condition and MigrationWriter.serialize(self.condition)[0]
-        parts = (self.fields, self.template, condition, *filter(None, [self.text]))
+        more = filter(None, [self.text, self.chunks])
+        parts = (self.fields, self.template, condition, *more)
         return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 

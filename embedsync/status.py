@@ -99,6 +99,7 @@ class Fill:
 class SidecarStatus:
     """One sidecar. ``rows`` have a vector; None where this role may not count them.
 
+    ``cut`` are rows whose text is longer than the model reads, so that its end counts for nothing.
     ``waiting`` are events in the inbox and rows that are due or will be, ``leased`` those in a
     worker's hands, ``parked`` those given up; ``oldest_wait`` is in seconds, of what is not parked.
     ``rate`` is how many rows a second workers have settled of late. ``error`` is why it cannot be
@@ -109,6 +110,7 @@ class SidecarStatus:
     source: str
     rows: int | None
     rows_are_estimated: bool
+    cut: int | None
     waiting: int
     leased: int
     parked: int
@@ -174,6 +176,7 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
             source=source_of(sidecar)._meta.label_lower,
             rows=rows,
             rows_are_estimated=is_estimate,
+            cut=None if rows is None else cut_rows(using, sidecar),
             waiting=waiting,
             leased=leased,
             parked=parked,
@@ -235,6 +238,12 @@ def embedded(
             [connections[using].ops.quote_name(table)],
         )
         return max(rows, cursor.fetchone()[0]), True
+
+
+def cut_rows(using: str, sidecar: type[EmbeddingModel]) -> int:
+    """How many rows the model has read the beginning of only. An index has just these."""
+    cut: int = rows_of(sidecar, using).filter(cut=True).values("ordinal")[:COUNTED].count()
+    return cut
 
 
 def fill_of(

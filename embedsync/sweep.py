@@ -44,9 +44,11 @@ from embedsync.declaration import (
     watched_of,
 )
 from embedsync.embedders import get_embedder
+from embedsync.passages import passages_of
+from embedsync.splitter import Splitter
 from embedsync.sql import statement
 from embedsync.swept import DRIFT, EXAMPLES, Swept
-from embedsync.text import digest, read
+from embedsync.text import read
 
 logger = logging.getLogger("embedsync")
 
@@ -198,11 +200,16 @@ class Run:
         self.after: str | None = None
         self.id = ""
         self.embedder = ""
+        self.splitter: Splitter | None = None
         self.noted = time.monotonic()
 
     def run(self, restart: bool) -> Swept:
         """Compare page after page, to the end or until the time is up."""
-        self.embedder = get_embedder(declaration_of(self.sidecar).embedder).fingerprint
+        declaration = declaration_of(self.sidecar)
+        embedder = get_embedder(declaration.embedder)
+        self.embedder = embedder.fingerprint
+        if declaration.chunks is not None:
+            self.splitter = Splitter(declaration.chunks, embedder)
         self._take_up(restart)
         while not self.swept.finished and not self.pace.ended:
             started = time.monotonic()
@@ -293,8 +300,8 @@ class Run:
         if not keys:
             return {}
         try:
-            texts, stored, _ = read(self.sidecar, keys, self.using)
-            wanted = {key: digest(self.embedder, text) for key, text in texts.items() if text}
+            found = read(self.sidecar, keys, self.using)
+            rows = passages_of(found, self.embedder, self.splitter)
         except (OperationalError, InterfaceError, ProgrammingError):
             raise
         except Exception:
@@ -302,10 +309,11 @@ class Run:
             if len(keys) == 1:
                 return {keys[0]: "stale"}
             return {key: kind for one in keys for key, kind in self._differing([one]).items()}
+        stored = found.stored
         return {
-            key: "missing" if key not in stored else "stale" if key in wanted else "orphaned"
+            key: "missing" if key not in stored else "stale" if key in rows else "orphaned"
             for key in keys
-            if wanted.get(key) != stored.get(key)
+            if not (rows[key].is_stored if key in rows else key not in stored)
         }
 
     def _settle(self, keys: list[str], kinds: dict[str, str]) -> None:

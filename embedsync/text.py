@@ -6,10 +6,10 @@ from string import Formatter
 from typing import Any, NamedTuple, TypeVar
 
 from django.db import connections
-from django.db.models import QuerySet
+from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
 
 from embedsync.database import eligible, given, names_of, worker_transaction
-from embedsync.declaration import EmbeddingModel, declaration_of, rows_of
+from embedsync.declaration import EmbeddingModel, all_passages, declaration_of
 from embedsync.path import Path, follow
 from embedsync.size import within
 from embedsync.source import Declaration
@@ -17,15 +17,25 @@ from embedsync.source import Declaration
 T = TypeVar("T")
 
 
+class Stored(NamedTuple):
+    """What is stored of a row: digests by ordinal, and whether each passage's text is there, too.
+
+    It is not where the declaration has only now been given chunks.
+    """
+
+    digests: dict[int, bytes]
+    has_passages: bool
+
+
 class Rows(NamedTuple):
-    """Rows as they are now: texts by key, and digests of the vectors that there are, by key.
+    """Rows as they are now: texts by key, and what is stored of those that have vectors.
 
     A row that is gone or does not meet the condition has no text; one that is blank has ``""``.
     ``pks`` are those that were read.
     """
 
     texts: dict[str, str]
-    digests: dict[str, bytes]
+    stored: dict[str, Stored]
     pks: list[str]
 
 
@@ -40,17 +50,32 @@ def read(
     with worker_transaction(using):
         pks = list(pks) if limit is None else within(sidecar, pks, using, limit)
         rows = given(eligible(sidecar, using), names.pk, names.key, pks, names)
-        vectors = given(rows_of(sidecar, using), names.source_pk, names.source_key, pks, names)
+        vectors = given(all_passages(sidecar, using), names.source_pk, names.source_key, pks, names)
         # First, because whoever waits for a locked sidecar must not hold the source meanwhile.
-        stored = list(vectors.values_list("embedsync_key", "digest"))
+        stored = stored_of(declaration, vectors)
         if declaration.text is None:
             texts = field_texts(declaration, rows)
         else:
             texts = method_texts(declaration, rows)
-        digests = {pk: bytes(content) for pk, content in stored}
         texts = as_asked(texts, pks, using, names.fill("same_rows"))
-        digests = as_asked(digests, pks, using, names.fill("same_vectors"))
-    return Rows(texts, digests, pks)
+        stored = as_asked(stored, pks, using, names.fill("same_vectors"))
+    return Rows(texts, stored, pks)
+
+
+def stored_of(declaration: Declaration, vectors: "QuerySet[Any]") -> dict[str, Stored]:
+    """What a sidecar has, by key."""
+    columns: list[Any] = ["embedsync_key", "ordinal", "digest"]
+    if declaration.chunks is not None:
+        columns.append(ExpressionWrapper(~Q(passage=""), BooleanField()))
+    found: dict[str, Stored] = {}
+    for pk, ordinal, content, *has_passage in vectors.values_list(*columns):
+        stored = found.get(pk)
+        if stored is None:
+            stored = found[pk] = Stored({}, True)
+        stored.digests[ordinal] = bytes(content)
+        if has_passage == [False]:
+            found[pk] = stored._replace(has_passages=False)
+    return found
 
 
 def as_asked(found: dict[str, T], pks: Sequence[str], using: str, sql: str) -> dict[str, T]:

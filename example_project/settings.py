@@ -23,6 +23,7 @@ INSTALLED_APPS = [
     "embedsync",
     "example_project",
     "example_project.films",
+    "example_project.blog",
 ]
 
 MIDDLEWARE = [

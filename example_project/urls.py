@@ -3,5 +3,6 @@ from django.urls import include, path
 
 urlpatterns = [
     path("", include("example_project.films.urls")),
+    path("blog/", include("example_project.blog.urls")),
     path("admin/", admin.site.urls),
 ]

@@ -2,6 +2,9 @@
 
 import os
 import time
+from functools import cached_property
+
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from embedsync.embedders.hashing import HashingEmbedder
 
@@ -30,3 +33,24 @@ class ScriptedEmbedder(HashingEmbedder):
             if "MISSING" in text:
                 return vectors[:-1]
         return vectors
+
+
+class WordedEmbedder(ScriptedEmbedder):
+    """Reads words: each is a token, and of a text it reads twelve. Keeps what it was asked for."""
+
+    batch_size = 4
+    asked: list = []
+
+    @cached_property
+    def tokenizer(self):
+        tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return tokenizer
+
+    @property
+    def max_tokens(self):
+        return 12
+
+    def embed_documents(self, texts):
+        self.asked.append(list(texts))
+        return super().embed_documents(texts)

@@ -12,6 +12,7 @@ INSTALLED_APPS = [
     "tests.cinema",
     "tests.press",
     "tests.oddities",
+    "tests.articles",
 ]
 SITE_ID = 1
 
@@ -22,6 +23,7 @@ EMBEDSYNC_EMBEDDERS = {
         "DIMENSIONS": 64,
     },
     "scripted": {"BACKEND": "tests.embedders.ScriptedEmbedder", "DIMENSIONS": 64},
+    "worded": {"BACKEND": "tests.embedders.WordedEmbedder", "DIMENSIONS": 64},
 }
 EMBEDSYNC_POLL_INTERVAL = 0.05
 STORAGES = {

@@ -271,7 +271,7 @@ class TestCommand:
     def test_the_table_names_every_sidecar(self):
         lines = run().splitlines()
         assert lines[0].split() == [
-            "sidecar", "rows", "waiting", "leased", "parked", "oldest", "s", "rows/s", "fill"
+            "sidecar", "rows", "cut", "waiting", "leased", "parked", "oldest", "s", "rows/s", "fill"
         ]  # fmt: skip
         assert any(line.startswith("library.bookembedding ") for line in lines)
 

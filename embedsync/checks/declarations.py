@@ -64,7 +64,7 @@ def check_declarations(**_: Any) -> list[CheckMessage]:
         # Where the model is still a label there is no such model, and fields.E300 says so.
         elif not isinstance(relation_of(sidecar).remote_field.model, str):
             found += [*wrong_source(sidecar), *wrong_text(sidecar), *wrong_embedder(sidecar)]
-            found += [*wrong_condition(sidecar), *wrong_database(sidecar)]
+            found += [*wrong_condition(sidecar), *wrong_database(sidecar), *taken_name(sidecar)]
     return found
 
 
@@ -177,6 +177,20 @@ def wrong_text(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
         yield from unknown_field(sidecar, name, "embeds", plain=True)
     if declaration.template is not None:
         yield from wrong_template(sidecar, declaration.template)
+
+
+def taken_name(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
+    """A source that has a field of the name that a search gives to the passage it has found."""
+    source: Any = source_of(sidecar)
+    names = {field.name for field in source._meta.get_fields()}
+    if declaration_of(sidecar).chunks is not None and "passage" in names:
+        yield Error(
+            f"{sidecar._meta.label} has chunks, and {source._meta.label} a field named passage.",
+            hint="A search gives each row the passage it has found under this name: rename the"
+            " field (its column may stay, with db_column).",
+            obj=sidecar,
+            id="embedsync.E028",
+        )
 
 
 def wrong_method(sidecar: type[EmbeddingModel], declaration: Declaration) -> Iterator[CheckMessage]:

@@ -61,6 +61,22 @@ class Embedder(ABC):
         """What the vectors of search texts depend on, where that is more than the fingerprint."""
         return self.fingerprint
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's ``tokenizers.Tokenizer``, which cuts nothing off and adds nothing.
+
+        None, as here, has four characters counted as a token.
+        """
+        return None
+
+    @property
+    def max_tokens(self) -> int | None:
+        """How many tokens of a text the model reads, besides its prompt and special tokens.
+
+        None, as here: all of them, or it is not known. What is longer is counted, not refused.
+        """
+        return None
+
     @abstractmethod
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         """Vectors of shape ``(len(texts), dimensions)``, float32 or lists of floats, in order.

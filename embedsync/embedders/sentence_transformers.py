@@ -17,6 +17,11 @@ from embedsync.embedders.base import Embedder, MismatchError, Vectors
 logger = logging.getLogger("embedsync")
 
 END_BYTES = 1_000_000
+DOCUMENT_PROMPTS = (
+    "document",
+    "passage",
+    "corpus",
+)  # the first that a model has is put before texts
 
 
 def digest_of(directory: Path) -> str:
@@ -94,6 +99,35 @@ class SentenceTransformerEmbedder(Embedder):
     @property
     def query_fingerprint(self) -> str:
         return f"{self.fingerprint}:{self.query_prompt!r}"
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """A copy of the model's; None where that is not one of the tokenizers library."""
+        found = getattr(self._loaded.tokenizer, "backend_tokenizer", None)
+        if found is None:
+            return None
+        copied = type(found).from_str(found.to_str())
+        # What a model is shipped with need not be what it is run with.
+        copied.no_truncation()
+        copied.no_padding()
+        return copied
+
+    @cached_property
+    def max_tokens(self) -> int | None:
+        """The model's ``max_seq_length``, less what its prompt and special tokens take of it."""
+        model = self._loaded
+        most: int | None = model.max_seq_length
+        tokenizer = self.tokenizer
+        if most is None or tokenizer is None:
+            return most
+        prompt = self.document_prompt
+        if prompt is None:
+            prompts = {**model.prompts, None: ""}
+            names = [*DOCUMENT_PROMPTS, model.default_prompt_name]
+            prompt = next((prompts[name] for name in names if name in prompts), "")
+        special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        taken: int = len(tokenizer.encode(prompt, add_special_tokens=False)) + special
+        return max(1, most - taken)
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         vectors: Vectors = self._loaded.encode_document(

@@ -26,7 +26,7 @@ from embedsync.status import (
 )
 from embedsync.triggers import TriggerState, has_relation, trigger_states
 
-COLUMNS = ("sidecar", "rows", "waiting", "leased", "parked", "oldest s", "rows/s", "fill")
+COLUMNS = ("sidecar", "rows", "cut", "waiting", "leased", "parked", "oldest s", "rows/s", "fill")
 CLEAR = "\x1b[H\x1b[2J"  # of a terminal
 
 
@@ -185,10 +185,12 @@ class Command(BaseCommand):
 def cells(status: SidecarStatus) -> tuple[str, ...]:
     """A line of the table."""
     rows = "?" if status.rows is None else str(status.rows)
+    cut = "?" if status.cut is None else str(status.cut)
     numbers = (status.waiting, status.leased, status.parked)
     return (
         status.sidecar,
         f"~{rows}" if status.rows_are_estimated else rows,
+        cut,
         *map(str, numbers),
         f"{status.oldest_wait:.1f}",
         f"{status.rate:.1f}",

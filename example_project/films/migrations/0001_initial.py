@@ -84,6 +84,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.BigIntegerField()),
                 (
                     "pk",
@@ -115,6 +116,14 @@ class Migration(migrations.Migration):
                 m=16,
                 name="films_movieembedding_hnsw",
                 opclasses=["halfvec_cosine_ops"],
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="movieembedding",
+            index=models.Index(
+                condition=models.Q(("cut", True)),
+                fields=["ordinal"],
+                name="films_movieembedding_cut",
             ),
         ),
         migrations.AddConstraint(

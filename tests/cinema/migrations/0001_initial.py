@@ -77,6 +77,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.BigIntegerField()),
                 (
                     "pk",
@@ -146,6 +147,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.BigIntegerField()),
                 (
                     "pk",

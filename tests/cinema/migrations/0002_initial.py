@@ -136,6 +136,14 @@ class Migration(migrations.Migration):
                 opclasses=["halfvec_cosine_ops"],
             ),
         ),
+        migrations.AddIndex(
+            model_name="portraitembedding",
+            index=models.Index(
+                condition=models.Q(("cut", True)),
+                fields=["ordinal"],
+                name="cinema_portraitembedding_cut",
+            ),
+        ),
         migrations.AddConstraint(
             model_name="portraitembedding",
             constraint=embedsync.capture.SyncTrigger(
@@ -158,6 +166,14 @@ class Migration(migrations.Migration):
                 m=16,
                 name="cinema_filmembedding_hnsw",
                 opclasses=["halfvec_cosine_ops"],
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="filmembedding",
+            index=models.Index(
+                condition=models.Q(("cut", True)),
+                fields=["ordinal"],
+                name="cinema_filmembedding_cut",
             ),
         ),
         migrations.AddConstraint(

@@ -199,6 +199,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.BigIntegerField()),
                 (
                     "pk",
@@ -223,7 +224,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="library_bookembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="library_bookembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -243,6 +249,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.DateField(serialize=False)),
                 (
                     "pk",
@@ -267,7 +274,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="library_eveningembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="library_eveningembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -287,6 +299,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.IntegerField()),
                 (
                     "pk",
@@ -311,7 +324,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="library_flatpageembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="library_flatpageembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -331,6 +349,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.BigIntegerField()),
                 (
                     "pk",
@@ -355,7 +374,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="library_letterembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="library_letterembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -375,6 +399,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.IntegerField()),
                 (
                     "pk",
@@ -399,7 +424,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="library_memoembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="library_memoembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -440,6 +470,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.UUIDField(serialize=False)),
                 (
                     "pk",
@@ -464,7 +495,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="library_parcelembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="library_parcelembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -484,6 +520,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_hall_id", models.BigIntegerField()),
                 ("source_number", models.CharField(max_length=10)),
                 (
@@ -511,7 +548,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="library_seatembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="library_seatembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -531,6 +573,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.CharField(max_length=40, serialize=False)),
                 (
                     "pk",
@@ -555,7 +598,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="library_ticketembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="library_ticketembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -575,6 +623,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.BigIntegerField()),
                 (
                     "pk",
@@ -600,7 +649,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="library_novelembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="library_novelembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(

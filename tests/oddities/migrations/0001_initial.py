@@ -187,6 +187,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.BigIntegerField()),
                 (
                     "pk",
@@ -212,7 +213,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="oddities_flowerembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="oddities_flowerembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -232,6 +238,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_time", models.DurationField()),
                 ("source_share", models.FloatField()),
                 ("source_price", tests.oddities.models.Number()),
@@ -260,7 +267,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="oddities_lapembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="oddities_lapembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -280,6 +292,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.BigIntegerField()),
                 (
                     "pk",
@@ -304,7 +317,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="oddities_petembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="oddities_petembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -324,6 +342,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.BigIntegerField()),
                 (
                     "pk",
@@ -349,7 +368,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="oddities_presentembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="oddities_presentembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -369,6 +393,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", pgvector.django.vector.VectorField(dimensions=2, serialize=False)),
                 (
                     "pk",
@@ -393,7 +418,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="oddities_spotembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="oddities_spotembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -413,6 +443,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.BigIntegerField()),
                 (
                     "pk",
@@ -437,7 +468,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="oddities_გრძელისახელიec27_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="oddities_გრძელისახელიec27_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(
@@ -457,6 +493,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("digest", models.BinaryField(max_length=16)),
+                ("cut", models.BooleanField(db_default=False)),
                 ("source_id", models.BigIntegerField()),
                 (
                     "pk",
@@ -485,7 +522,12 @@ class Migration(migrations.Migration):
                         m=16,
                         name="oddities_placeembedding_hnsw",
                         opclasses=["halfvec_cosine_ops"],
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("cut", True)),
+                        fields=["ordinal"],
+                        name="oddities_placeembedding_cut",
+                    ),
                 ],
                 "constraints": [
                     embedsync.capture.SyncTrigger(

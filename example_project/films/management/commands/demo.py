@@ -1,6 +1,7 @@
 """``manage.py demo``: a few searches of the film site, printed with the time each took."""
 
 import time
+from textwrap import shorten
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -8,6 +9,8 @@ from django.db.models import QuerySet
 
 from embedsync.embedders import get_embedder
 from example_project import minilm
+from example_project.blog.markdown import as_words
+from example_project.blog.models import Post
 from example_project.films.models import Movie
 
 SHOWN = 5
@@ -19,6 +22,8 @@ TEXTS = [
     "a weatherman is caught in a time loop",
     "a killer hunted by a man without memory",
 ]
+QUESTIONS = ["why old films catch fire", "how does one make the sound of footsteps"]
+SHOWN_POSTS = 2
 LIKED = [("Alien", 1979), ("Seven Samurai", 1954)]
 
 
@@ -46,6 +51,8 @@ class Command(BaseCommand):
             self.show(f"“{text}”", Movie.objects.similar(text))
         for movie in liked():
             self.show(f"More like {movie}", movie.similar())
+        for text in QUESTIONS:
+            self.show_posts(text)
         self.stdout.write(
             "\nSearch for yourself: start the site with\n"
             "    .venv/bin/python manage.py runserver\n"
@@ -62,6 +69,18 @@ class Command(BaseCommand):
         for movie in movies:
             title = movie.title if len(movie.title) <= WIDTH else f"{movie.title[: WIDTH - 1]}…"
             self.stdout.write(f"    {title:{WIDTH}}  {movie.year}      {movie.distance:.2f}")
+
+    def show_posts(self, text: str) -> None:
+        """Search the blog, and print the passages that were found."""
+        if not Post.embedding.model.objects.exists():
+            return
+        started = time.perf_counter()
+        posts = list(Post.objects.similar(text)[:SHOWN_POSTS])
+        milliseconds = (time.perf_counter() - started) * 1000
+        self.stdout.write(f"\nIn the blog: “{text}”  ({milliseconds:.0f} ms)")
+        for post in posts:
+            self.stdout.write(f"    {post.distance:.2f}  {post.title}")
+            self.stdout.write(f"          {shorten(as_words(post.passage), 84, placeholder=' …')}")
 
 
 def searchable() -> "QuerySet[Movie]":
