@@ -42,8 +42,8 @@ def test_the_posts_that_come_with_the_project(posts, capsys):
 @pytest.mark.parametrize(
     ("query", "title", "word"),
     [
-        ("can a burning reel be put out with water", "Why old films catch fire", "smothered"),
-        ("coconut shells and celery", "Footsteps are made in a studio", "coconut"),
+        ("film that gives off poisonous gases", "Why old films catch fire", "poisonous"),
+        ("a leather pouch of corn starch for snow", "Footsteps are made in a studio", "coconut"),
         ("removing scratches from damaged film", "How a film is restored", "scratch"),
         ("do I need permission to show a film", "How to start a film club", "licence"),
         ("a film that stops and melts", "The last reel: a projectionist remembers", "melt"),

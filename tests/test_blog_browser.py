@@ -22,9 +22,9 @@ def blog(drain, live_server, browser):  # noqa: F811
 
 def test_a_search_shows_the_passage_and_leads_to_the_post(blog):
     box = blog.find_element("css selector", "input[name=q]")
-    box.send_keys("coconut shells and celery", "\ue007")
+    box.send_keys("a leather pouch of corn starch for snow", "\ue007")
     passage = blog.find_element("css selector", ".passage")
-    assert "coconut shells, stuffed with cloth" in passage.text
+    assert "corn starch in a leather pouch" in passage.text
     assert blog.find_element("css selector", ".distance").is_displayed()
     link = blog.find_element("css selector", ".film h3 a")
     assert link.text == "Footsteps are made in a studio"
