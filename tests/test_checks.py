@@ -126,7 +126,7 @@ def test_hints_name_the_columns():
 @isolate_apps("tests.library")
 def test_hints_name_the_embedders():
     [message] = ours.wrong_embedder(declare("title", embedder="unknown"))
-    assert "'unknown' (there: 'default', 'hashing', 'scripted')" in message.msg
+    assert "'unknown' (there: 'default', 'hashing', 'scripted', 'worded')" in message.msg
 
 
 @isolate_apps("tests.library")
