@@ -11,7 +11,6 @@ from example_project.blog.markdown import as_html, as_words
 from example_project.blog.models import Post
 
 QUESTIONS = {
-    "film that gives off poisonous gases": ("Why old films catch fire", "poisonous"),
     "a leather pouch of corn starch for snow": ("Footsteps are made in a studio", "coconut"),
     "removing scratches from damaged film": ("How a film is restored", "scratch"),
     "do I need permission to show a film": ("How to start a film club", "licence"),
