@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -200,16 +201,11 @@ class Run:
         self.after: str | None = None
         self.id = ""
         self.embedder = ""
-        self.splitter: Splitter | None = None
         self.noted = time.monotonic()
 
     def run(self, restart: bool) -> Swept:
         """Compare page after page, to the end or until the time is up."""
-        declaration = declaration_of(self.sidecar)
-        embedder = get_embedder(declaration.embedder)
-        self.embedder = embedder.fingerprint
-        if declaration.chunks is not None:
-            self.splitter = Splitter(declaration.chunks, embedder)
+        self.embedder = get_embedder(declaration_of(self.sidecar).embedder).fingerprint
         self._take_up(restart)
         while not self.swept.finished and not self.pace.ended:
             started = time.monotonic()
@@ -301,8 +297,10 @@ class Run:
             return {}
         try:
             found = read(self.sidecar, keys, self.using)
-            rows = passages_of(found, self.embedder, self.splitter)
-        except (OperationalError, InterfaceError, ProgrammingError):
+            # Not before there is a text: it loads the model.
+            splitter = self._splitter if found.texts else None
+            rows = passages_of(found, self.embedder, splitter)
+        except (OperationalError, InterfaceError, ProgrammingError, ImproperlyConfigured):
             raise
         except Exception:
             # A row that cannot be read: which one? A worker will park it, and keep the reason.
@@ -315,6 +313,13 @@ class Run:
             for key in keys
             if not (rows[key].is_stored if key in rows else key not in stored)
         }
+
+    @cached_property
+    def _splitter(self) -> Splitter | None:
+        declaration = declaration_of(self.sidecar)
+        if declaration.chunks is None:
+            return None
+        return Splitter(declaration.chunks, get_embedder(declaration.embedder))
 
     def _settle(self, keys: list[str], kinds: dict[str, str]) -> None:
         """Note what was found in a page, and enqueue it if asked to, both or neither."""

@@ -1,5 +1,6 @@
 """The example project's blog: long posts, found by the passage that matters."""
 
+import html
 import re
 
 import pytest
@@ -8,6 +9,13 @@ from django.utils import timezone
 
 from example_project.blog.markdown import as_html, as_words
 from example_project.blog.models import Post
+
+QUESTIONS = {
+    "a leather pouch of corn starch for snow": ("Footsteps are made in a studio", "coconut"),
+    "removing scratches from damaged film": ("How a film is restored", "scratch"),
+    "do I need permission to show a film": ("How to start a film club", "licence"),
+    "a film that stops and melts": ("The last reel: a projectionist remembers", "melt"),
+}
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -39,23 +47,14 @@ def test_the_posts_that_come_with_the_project(posts, capsys):
     assert "18 posts read: 0 new or changed." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("query", "title", "word"),
-    [
-        ("film that gives off poisonous gases", "Why old films catch fire", "poisonous"),
-        ("a leather pouch of corn starch for snow", "Footsteps are made in a studio", "coconut"),
-        ("removing scratches from damaged film", "How a film is restored", "scratch"),
-        ("do I need permission to show a film", "How to start a film club", "licence"),
-        ("a film that stops and melts", "The last reel: a projectionist remembers", "melt"),
-    ],
-)
-def test_a_post_is_found_by_its_passage(client, posts, query, title, word):
-    response = client.get("/blog/", {"q": query})
-    first = response.context["posts"][0]
-    assert first.title == title
-    assert word in first.passage
-    assert len(titles(response)) == len(set(titles(response))) == 10
-    assert as_words(first.passage)[:60] in text_of(response).replace("&#x27;", "'")
+def test_a_post_is_found_by_its_passage(client, posts):
+    for query, (title, word) in QUESTIONS.items():
+        response = client.get("/blog/", {"q": query})
+        first = response.context["posts"][0]
+        assert first.title == title
+        assert word in first.passage
+        assert len(titles(response)) == len(set(titles(response))) == 10
+        assert as_words(first.passage)[:60] in html.unescape(text_of(response))
 
 
 def test_drafts_are_neither_shown_nor_found(client, posts):

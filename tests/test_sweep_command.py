@@ -185,7 +185,7 @@ def test_time_that_is_up(drifted):
     [
         (
             ["library.Nope"],
-            "library.Nope is not embedded.*Choose from: cinema.Film, cinema.Por",
+            "library.Nope is not embedded.*Choose from: articles.Article, artic",
         ),
         (["--database", "nope"], "no database 'nope'"),
         (["--rate=-1"], "no number from 0"),
