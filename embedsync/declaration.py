@@ -11,11 +11,10 @@ from django.db import models
 from django.db.models.base import ModelBase
 from django.db.models.functions import Now
 from django.db.models.signals import class_prepared
-from pgvector.django import HalfVectorField
 
 from embedsync.capture import SyncTrigger
 from embedsync.conf import settings
-from embedsync.index import DeferredHnswIndex
+from embedsync.index import index_for
 from embedsync.path import Watched, watched_tables
 from embedsync.source import (
     Declaration,
@@ -24,6 +23,7 @@ from embedsync.source import (
     Options,
     watched_names,
 )
+from embedsync.space import column
 
 
 class EmbeddingModelBase(ModelBase):
@@ -56,26 +56,24 @@ class EmbeddingModelBase(ModelBase):
             name=SyncTrigger.name_for(key),
             level=declaration.capture,
         )
-        index = DeferredHnswIndex(
-            name=DeferredHnswIndex.name_for(key),
-            fields=["vector"],
-            opclasses=["halfvec_cosine_ops"],
-            m=16,
-            ef_construction=128,  # 64 finds less on real search texts (docs/benchmarks.md)
-        )
         try:
-            dimensions = settings.embedder(declaration.embedder).dimensions
+            dimensions = (
+                declaration.dimensions or settings.embedder(declaration.embedder).dimensions
+            )
         except ImproperlyConfigured:
             dimensions = None  # embedsync.E002 says so before anything is written
+        index = index_for(
+            key, declaration.index, declaration.storage, declaration.distance, dimensions
+        )
         return {
             **source.key,
             "pk": models.CompositePrimaryKey(*source.key, "ordinal"),
-            "vector": HalfVectorField(dimensions=dimensions),
+            "vector": column(declaration.storage, dimensions),
             "Meta": type(
                 "Meta",
                 (meta,),
                 {
-                    "indexes": [*getattr(meta, "indexes", []), index],
+                    "indexes": [*getattr(meta, "indexes", []), *([index] if index else [])],
                     "constraints": [*getattr(meta, "constraints", []), trigger],
                 },
             ),

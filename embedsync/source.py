@@ -14,6 +14,8 @@ from django.db.migrations.writer import MigrationWriter
 from django.utils.module_loading import module_has_submodule
 
 from embedsync.capture import LEVELS, Level
+from embedsync.index import DEFAULT, HNSW, IVFFlat, Kind
+from embedsync.space import DISTANCES, STORAGES, Distance, Storage
 
 # What a sidecar's copy of a key's column does not take over.
 COLUMN_OPTIONS = {
@@ -34,6 +36,10 @@ class Options(TypedDict, total=False):
     embedder: str
     capture: Level
     default: bool
+    index: Kind | None
+    storage: Storage
+    dimensions: int | None
+    distance: Distance
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class Declaration:
     ``condition`` have a vector. ``embedder`` is an alias in ``EMBEDSYNC_EMBEDDERS``. ``capture``
     is the kind of trigger: "statement", "row" or "always" (docs/operations.md). ``default`` makes
     it the one of several declarations that is searched where none is named.
+
+    Vectors are stored as ``storage`` says, "vector" (4 bytes a component), "halfvec" (2), or "bit":
+    halfvec with an index of one bit a component; ``index`` is an ``HNSW``, an ``IVFFlat`` or None;
+    ``distance`` is "cosine", "inner_product" or "l2" (docs/indexes.md). Of the embedder's vectors
+    the first ``dimensions`` components are kept, brought to length 1 again; None keeps them all.
     """
 
     fields: tuple[str, ...]
@@ -56,6 +67,10 @@ class Declaration:
     embedder: str = "default"
     capture: Level = "statement"
     default: bool = False
+    index: Kind | None = DEFAULT
+    storage: Storage = "halfvec"
+    dimensions: int | None = None
+    distance: Distance = "cosine"
 
     def __post_init__(self) -> None:
         if isinstance(self.watch, str) or not all(
@@ -66,6 +81,16 @@ class Declaration:
             raise TypeError(f"condition= is a Q object, not {type(self.condition).__name__}.")
         if self.capture not in LEVELS:
             raise TypeError(f"capture= is one of {', '.join(LEVELS)}, not {self.capture!r}.")
+        if not isinstance(self.index, HNSW | IVFFlat | None):
+            raise TypeError(f"index= is HNSW(), IVFFlat() or None, not {self.index!r}.")
+        if self.storage not in STORAGES:
+            raise TypeError(f"storage= is one of {', '.join(STORAGES)}, not {self.storage!r}.")
+        if self.distance not in DISTANCES:
+            raise TypeError(f"distance= is one of {', '.join(DISTANCES)}, not {self.distance!r}.")
+        if self.dimensions is not None and (
+            type(self.dimensions) is not int or self.dimensions < 1
+        ):
+            raise TypeError(f"dimensions= is a whole number above 0, not {self.dimensions!r}.")
 
     @property
     def lookups(self) -> list[str]:
@@ -89,10 +114,14 @@ class Declaration:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that decides which rows are embedded and what their text is."""
+        """Changes with anything that decides which rows are embedded, and what their vectors are.
+
+        But for the embedder.
+        """
         # As a migration would have it: sets sorted, and no object's address in it.
         condition = self.condition and MigrationWriter.serialize(self.condition)[0]
-        parts = (self.fields, self.template, condition, *filter(None, [self.text]))
+        more = [self.text, self.dimensions]
+        parts = (self.fields, self.template, condition, *filter(None, more))
         return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
