@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from django.core.exceptions import ImproperlyConfigured
-from pgvector import HalfVector
+from pgvector import HalfVector, Vector
 
 from embedsync import state
 from embedsync.breaker import Breaker
-from embedsync.declaration import EmbeddingModel
+from embedsync.declaration import EmbeddingModel, declaration_of
 from embedsync.embedders import Embedder, MismatchError, UnavailableError
 from embedsync.embedders.trouble import trouble_of
+from embedsync.space import stored
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Embedded:
     provider or with the settings.
     """
 
-    vectors: dict[str, HalfVector] = field(default_factory=dict)
+    vectors: dict[str, HalfVector | Vector] = field(default_factory=dict)
     failed: dict[str, Exception] = field(default_factory=dict)
     trouble: Exception | None = None
 
@@ -51,7 +52,7 @@ class Service:
         text, any of them; if that is answered, what fails after it is looked for in the same way.
         ``suspect`` says that the text has failed before.
         """
-        found = Embedded()
+        found, how = Embedded(), declaration_of(self.sidecar)
         # Texts of like length together: a batch costs as much as its longest text.
         pks = sorted(texts, key=lambda pk: len(texts[pk]), reverse=True)
         after_trouble = self.breaker.failures > 0
@@ -65,7 +66,8 @@ class Service:
         while calls and found.trouble is None and not stopped():
             asked = calls.pop(0)
             try:
-                vectors = self.embedder.checked_documents([texts[pk] for pk in asked])
+                rows = self.embedder.checked_rows([texts[pk] for pk in asked])
+                vectors = [stored(row, how.storage, how.dimensions) for row in rows]
             except (MismatchError, ImproperlyConfigured) as error:
                 found.trouble = error
             except Exception as error:
