@@ -26,6 +26,7 @@ BENCHMARKS = (
     "worker",
     "backlog",
     "search",
+    "indexes",
     "sweep",
 )
 

@@ -26,7 +26,7 @@ from embedsync import indexing
 from embedsync.conf import settings as knobs
 from embedsync.database import binary_cursor
 from embedsync.embedders import embed_query
-from embedsync.expressions import SCAN_SETTINGS
+from embedsync.scan import SCAN_SETTINGS
 from example_project.films.models import Movie
 
 SIDECAR = Movie.embedding.model

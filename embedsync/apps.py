@@ -1,5 +1,5 @@
 from django.apps import AppConfig
-from django.db.models.signals import post_migrate
+from django.db.models.signals import post_migrate, pre_migrate
 
 
 class EmbedsyncConfig(AppConfig):
@@ -9,6 +9,7 @@ class EmbedsyncConfig(AppConfig):
     def ready(self) -> None:
         from embedsync import checks  # noqa: F401  (registers them)
         from embedsync.declaration import add_dependencies
+        from embedsync.resize import resize_in_plan
         from embedsync.state import forget_dropped
         from embedsync.triggers import renew_triggers
 
@@ -16,3 +17,5 @@ class EmbedsyncConfig(AppConfig):
         for receiver in (renew_triggers, forget_dropped):
             name = f"embedsync.{receiver.__name__}"
             post_migrate.connect(receiver, sender=self, dispatch_uid=name)
+        name = "embedsync.resize_in_plan"
+        pre_migrate.connect(resize_in_plan, sender=self, dispatch_uid=name)

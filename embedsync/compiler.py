@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from django.core.exceptions import EmptyResultSet
 from django.db import DataError, connections, models
 from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI
 
 from embedsync.embedders import MismatchError
 from embedsync.expressions import ExactDistance, SearchDistance
+from embedsync.rescoring import is_rescored, rescored_sql
 from embedsync.retrieval import NearestPassage
 from embedsync.sql import statement
 
@@ -70,7 +72,10 @@ class SimilarCompiler(SQLCompiler):
             if not isinstance(getattr(condition, "rhs", None), NearestPassage)
         ]
         query.add_annotation(models.Value(1), "embedsync_one")
-        sql, parameters = query.get_compiler(self.using).as_sql()
+        try:
+            sql, parameters = query.get_compiler(self.using).as_sql()
+        except EmptyResultSet:
+            return False  # none at all, which Django knows without a query
         with self.connection.cursor() as cursor:
             cursor.execute(f"EXPLAIN (FORMAT JSON) {sql}", parameters)
             ((plan,),) = cursor.fetchall()
@@ -78,8 +83,11 @@ class SimilarCompiler(SQLCompiler):
         return expected <= FEW_ROWS
 
     def as_sql(self, with_limits: bool = True, with_col_aliases: bool = False) -> Any:
-        sql, parameters = super().as_sql(with_limits, with_col_aliases)
         query = self.query
+        if with_limits and is_rescored(query):
+            sql, parameters = rescored_sql(self)
+        else:
+            sql, parameters = super().as_sql(with_limits, with_col_aliases)
         if not (with_limits and query.uses_index and (query.subquery or with_col_aliases)):
             return sql, parameters
         # Part of another query, where nobody sees how many rows come: PostgreSQL has to.

@@ -43,10 +43,10 @@ class Settings:
             raise ImproperlyConfigured(
                 f"EMBEDSYNC_EMBEDDERS[{alias!r}] needs a BACKEND: the dotted path of a class."
             )
-        if type(dimensions) is not int or not 0 < dimensions <= 4000:
+        if type(dimensions) is not int or not 0 < dimensions <= 16_000:
             raise ImproperlyConfigured(
-                f"EMBEDSYNC_EMBEDDERS[{alias!r}] needs DIMENSIONS, a whole number from 1 to 4000"
-                f" (pgvector's limit for an indexed halfvec), not {dimensions!r}."
+                f"EMBEDSYNC_EMBEDDERS[{alias!r}] needs DIMENSIONS, a whole number from 1 to"
+                f" 16000 (pgvector's limit for a column), not {dimensions!r}."
             )
         return EmbedderConfig(
             alias, entry["BACKEND"], entry.get("MODEL", ""), dimensions, entry.get("OPTIONS", {})

@@ -18,6 +18,7 @@ from django.db import (
 )
 from django.db.models.expressions import RawSQL
 from pgvector.psycopg.halfvec import register_halfvec_info
+from pgvector.psycopg.vector import register_vector_info
 from psycopg.types import TypeInfo
 
 from embedsync.conf import settings
@@ -29,6 +30,7 @@ from embedsync.declaration import (
     watched_of,
 )
 from embedsync.events import key_text
+from embedsync.space import column_type
 from embedsync.sql import statement
 
 # Of a worker's own transactions. READ COMMITTED, whatever the database's default is: the moves rely
@@ -79,14 +81,18 @@ def worker_transaction(using: str) -> Iterator[Any]:
 def binary_cursor(using: str) -> Iterator[Any]:
     """A cursor whose parameters go to the server in binary: a vector as text costs ten times."""
     raw: Any = connections[using].connection
-    if raw.adapters.types.get("halfvec") is None:
-        with connections[using].wrap_database_errors:
-            info = TypeInfo.fetch(raw, "halfvec")
-        if info is None:
-            raise ProgrammingError(
-                "The type halfvec is not on the search_path: is pgvector 0.8 installed there?"
-            )
-        register_halfvec_info(raw, info)
+    for name, register in {
+        "halfvec": register_halfvec_info,
+        "vector": register_vector_info,
+    }.items():
+        if raw.adapters.types.get(name) is None:
+            with connections[using].wrap_database_errors:
+                info = TypeInfo.fetch(raw, name)
+            if info is None:
+                raise ProgrammingError(
+                    f"The type {name} is not on the search_path: is pgvector 0.8 installed there?"
+                )
+            register(raw, info)
     with connections[using].wrap_database_errors, psycopg.Cursor(raw) as cursor:
         yield cursor
 
@@ -132,6 +138,7 @@ class Names:
             f"WHERE embedsync_picked.reached IS NULL OR ({self.page}) > ({reached})"
         )
         self.eligible = eligible_sql(sidecar, using)
+        self.vector_type = column_type(declaration_of(sidecar).storage)
 
     def fill(self, name: str, **more: str) -> str:
         """The statement ``name`` with its identifiers in place."""

@@ -12,11 +12,10 @@ from django.db.backends.utils import truncate_name
 from django.db.models.base import ModelBase
 from django.db.models.functions import Now
 from django.db.models.signals import class_prepared
-from pgvector.django import HalfVectorField
 
 from embedsync.capture import SyncTrigger
 from embedsync.conf import settings
-from embedsync.index import DeferredHnswIndex
+from embedsync.index import index_for
 from embedsync.path import Watched, watched_tables
 from embedsync.retrieval import PassageManager
 from embedsync.source import (
@@ -26,6 +25,7 @@ from embedsync.source import (
     Options,
     watched_names,
 )
+from embedsync.space import column
 
 CUT_LENGTH = 25  # of an index's name before its ending; Django allows 30
 
@@ -60,15 +60,10 @@ class EmbeddingModelBase(ModelBase):
             name=SyncTrigger.name_for(key),
             level=declaration.capture,
         )
-        index = DeferredHnswIndex(
-            name=DeferredHnswIndex.name_for(key),
-            fields=["vector"],
-            opclasses=["halfvec_cosine_ops"],
-            m=16,
-            ef_construction=128,  # 64 finds less on real search texts (docs/benchmarks.md)
-        )
         try:
-            dimensions = settings.embedder(declaration.embedder).dimensions
+            dimensions = (
+                declaration.dimensions or settings.embedder(declaration.embedder).dimensions
+            )
         except ImproperlyConfigured:
             dimensions = None  # embedsync.E002 says so before anything is written
         passage = {"passage": models.TextField(db_default="")} if declaration.chunks else {}
@@ -77,16 +72,23 @@ class EmbeddingModelBase(ModelBase):
             condition=models.Q(cut=True),
             name=f"{truncate_name(key.replace('.', '_'), CUT_LENGTH)}_cut",
         )
+        index = index_for(
+            key, declaration.index, declaration.storage, declaration.distance, dimensions
+        )
         return {
             **source.key,
             **passage,
             "pk": models.CompositePrimaryKey(*source.key, "ordinal"),
-            "vector": HalfVectorField(dimensions=dimensions),
+            "vector": column(declaration.storage, dimensions),
             "Meta": type(
                 "Meta",
                 (meta,),
                 {
-                    "indexes": [*getattr(meta, "indexes", []), index, cut],
+                    "indexes": [
+                        *getattr(meta, "indexes", []),
+                        *([index] if index else []),
+                        cut,
+                    ],
                     "constraints": [*getattr(meta, "constraints", []), trigger],
                 },
             ),

@@ -10,7 +10,6 @@ from django.db import models
 from django.db.models.sql.compiler import SQLCompiler
 from pgvector.django import HalfVectorField
 
-from embedsync.conf import settings
 from embedsync.declaration import (
     EmbeddingModel,
     all_passages,
@@ -19,15 +18,9 @@ from embedsync.declaration import (
     key_of_row,
 )
 from embedsync.embedders import Embedder, get_embedder, query_vector
+from embedsync.scan import settings_sql
+from embedsync.space import OPERATORS, fitted
 from embedsync.sql import statement
-
-# What makes an HNSW scan go on until the filters have let enough rows through, whatever lies in
-# between. strict_order alone gives up at its limits of tuples and of memory.
-SCAN_SETTINGS = {
-    "hnsw.iterative_scan": "strict_order",
-    "hnsw.max_scan_tuples": "2147483647",
-    "hnsw.scan_mem_multiplier": "1000",
-}
 
 
 class QueryVector(models.Expression):
@@ -67,14 +60,15 @@ class QueryVector(models.Expression):
     def vector(self, using: str) -> list[float]:
         """The vector, ``(dimensions,)``. Raises ``ValueError`` where an instance has none yet."""
         if not self.memo:
-            self.memo.append(self._vector(using))
+            dimensions = declaration_of(self.sidecar).dimensions
+            self.memo.append(fitted(self._vector(using), dimensions))
         vector: list[float] = self.memo[0]
         return vector
 
     def literal(self, using: str) -> str:
         """The vector as SQL has it; made once, because hundreds of numbers take their time."""
         if len(self.memo) < 2:
-            self.memo[:] = [self.vector(using), HalfVectorField().get_prep_value(self.memo[0])]
+            self.memo[:] = [self.vector(using), self.output_field.get_prep_value(self.memo[0])]
         return str(self.memo[1])
 
     def _vector(self, using: str) -> list[float]:
@@ -100,14 +94,19 @@ class QueryVector(models.Expression):
             vector_sql = statement("made_by").format(vector=vector_sql, cast=cast)
             key, maker = key_of(self.sidecar), self.embedder.fingerprint
             parameters = [key, maker, *parameters, self.label, key, maker]
+        vector_sql = self.in_form(f"({vector_sql})")
         if self.exact:
-            return f"({vector_sql})", tuple(parameters)
-        scan = {**SCAN_SETTINGS, "hnsw.ef_search": str(settings.ef_search)}
-        calls = ", ".join(["set_config(%s, %s, true)"] * len(scan))
+            return vector_sql, tuple(parameters)
+        end = compiler.query.high_mark
+        calls, more = settings_sql(self.sidecar, end, connection.ops.quote_name)
         # PostgreSQL runs a sub-select that depends on nothing before the index scan that uses its
         # result. OFFSET 0 keeps it from being folded into a constant without the settings.
         sql = f"(SELECT {vector_sql} FROM (SELECT {calls} OFFSET 0) AS scan_settings)"
-        return sql, (*parameters, *(part for pair in scan.items() for part in pair))
+        return sql, (*parameters, *more)
+
+    def in_form(self, vector_sql: str) -> str:
+        """SQL for what the vector is compared as."""
+        return vector_sql
 
 
 def vector_field(sidecar: type[EmbeddingModel]) -> Any:
@@ -117,11 +116,18 @@ def vector_field(sidecar: type[EmbeddingModel]) -> Any:
 
 
 class SearchDistance(models.Func):
-    """The cosine distance, 0 to 2, between a sidecar's vector and the one searched for."""
+    """The raw distance between a sidecar's vector and the one searched for; nearest is least.
+
+    As the sidecar's declaration has it: the cosine distance, 0 to 2; minus the inner product; or
+    the Euclidean distance, 0 and more.
+    """
 
     function = ""
-    arg_joiner = " <=> "
     output_field = models.FloatField()
+
+    def __init__(self, column: Any, query: QueryVector) -> None:
+        operator = OPERATORS[declaration_of(query.sidecar).distance]
+        super().__init__(column, query, arg_joiner=f" {operator} ")
 
     def exactly(self) -> "SearchDistance":
         """The same distance in a form that no index serves."""
@@ -138,22 +144,26 @@ class TextEmbedding(models.Expression):
     """The vector of a text, for the distances of ``pgvector.django`` and wherever a vector may be.
 
     ``order_by(CosineDistance("movieembedding__vector", TextEmbedding("robots")))``. The text is
-    embedded by ``embedder`` when the SQL is made. What ``similar()`` sees to is left to the caller:
-    a filter on ``ordinal``, the settings of the index's scan, the same embedder on both sides.
+    embedded by ``embedder`` when the SQL is made, and cut to ``dimensions``, where the declaration
+    names them. What ``similar()`` sees to is left to the caller: a filter on ``ordinal``, the
+    settings of the index's scan, the same embedder on both sides.
 
     Raises ``ValueError`` where the text is blank.
     """
 
-    def __init__(self, text: str, *, embedder: str = "default") -> None:
+    def __init__(
+        self, text: str, *, embedder: str = "default", dimensions: int | None = None
+    ) -> None:
         if not isinstance(text, str) or not text.strip():
             raise ValueError("TextEmbedding() takes a text that is not blank.")
         self.text = text
         self.embedder = embedder
+        self.dimensions = dimensions
         super().__init__(output_field=HalfVectorField())
 
     @cached_property
     def identity(self) -> tuple[Any, ...]:
-        return type(self), self.text, self.embedder
+        return type(self), self.text, self.embedder, self.dimensions
 
     def as_sql(self, compiler: SQLCompiler, connection: Any) -> tuple[str, tuple[Any, ...]]:
         # No cast: PostgreSQL takes a bare literal for what stands on the operator's other side, be
@@ -162,4 +172,6 @@ class TextEmbedding(models.Expression):
 
     @cached_property
     def _vector(self) -> Sequence[float]:
-        return query_vector(get_embedder(self.embedder), self.text)
+        vector = query_vector(get_embedder(self.embedder), self.text)
+        cut: Sequence[float] = fitted(vector, self.dimensions)
+        return cut

@@ -10,6 +10,8 @@ from embedsync import state
 from embedsync.database import worker_transaction
 from embedsync.declaration import EmbeddingModel, key_of
 from embedsync.index import deferred_index
+from embedsync.sql import statement
+from embedsync.wear import note_built
 
 logger = logging.getLogger("embedsync")
 
@@ -38,6 +40,7 @@ class IndexBuilder:
             if key in self._built:
                 continue
             if is_built(sidecar, self.using):
+                note_built(self.using, sidecar)  # somebody else's, perhaps: of a restored dump
                 self._built.add(key)
                 continue
             with worker_transaction(self.using) as cursor:
@@ -96,10 +99,10 @@ def build(sidecar: type[EmbeddingModel], using: str) -> None:
     index = deferred_index(sidecar)
     assert index is not None
     connection = connections[using]
-    full = index.clone()
-    full.name = f"{index.name}_full"
-    empty_name, full_name = (connection.ops.quote_name(name) for name in (index.name, full.name))
-    if not is_valid(full_name, using):
+    empty_name, full_name = map(connection.ops.quote_name, (index.name, index.full_name))
+    if not is_usable(full_name, empty_name, using):
+        full = index.sized(count(sidecar, using))
+        full.name = index.full_name
         with connection.cursor() as cursor:
             cursor.execute(f"DROP INDEX IF EXISTS {full_name}")
         with connection.schema_editor(atomic=False) as editor:
@@ -109,13 +112,21 @@ def build(sidecar: type[EmbeddingModel], using: str) -> None:
         cursor.execute("SET LOCAL lock_timeout = '2s'")
         cursor.execute(f"DROP INDEX {empty_name}")
         cursor.execute(f"ALTER INDEX {full_name} RENAME TO {empty_name}")
+    note_built(using, sidecar)
 
 
-def is_valid(quoted_name: str, using: str) -> bool:
-    """Whether an index of this name exists and was built to its end."""
+def is_usable(full: str, empty: str, using: str) -> bool:
+    """Whether an index of this quoted name was built to its end, and is what ``empty`` stands for.
+
+    It may be of a declaration that has been changed since.
+    """
     with connections[using].cursor() as cursor:
-        cursor.execute(
-            "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [quoted_name]
-        )
+        cursor.execute(statement("usable_index"), {"full": full, "empty": empty})
         row = cursor.fetchone()
-    return row is not None and row[0]
+    return row is not None and bool(row[0])
+
+
+def count(sidecar: type[EmbeddingModel], using: str) -> int:
+    """How many vectors there are to index."""
+    rows: int = sidecar._base_manager.using(using).values("ordinal").count()
+    return rows

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from pgvector import HalfVector
+from pgvector import HalfVector, Vector
 
 from embedsync.passages import Passages, Rewritten
 from embedsync.queue import Claim
@@ -49,7 +49,7 @@ class Part:
 
     def ready(
         self, found: Embedded
-    ) -> tuple[dict[str, tuple[bytes, HalfVector]], dict[str, Rewritten]]:
+    ) -> tuple[dict[str, tuple[bytes, HalfVector | Vector]], dict[str, Rewritten]]:
         """What can be written: of rows with one passage digest and vector, of others all passages.
 
         All passages of a row, or none.

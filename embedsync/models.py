@@ -10,10 +10,12 @@ from embedsync.chunks import Chunks
 from embedsync.declaration import Embedding, EmbeddingModel
 from embedsync.expressions import TextEmbedding
 from embedsync.freshness import Stale
+from embedsync.index import HNSW, IVFFlat
 from embedsync.managers import EmbeddedModel, EmbeddingManager, EmbeddingQuerySet
 from embedsync.source import EmbeddingSource, MigrationDependency
 
 __all__ = [
+    "HNSW",
     "Chunks",
     "EmbeddedModel",
     "Embedding",
@@ -21,6 +23,7 @@ __all__ = [
     "EmbeddingModel",
     "EmbeddingQuerySet",
     "EmbeddingSource",
+    "IVFFlat",
     "Inbox",
     "Ledger",
     "LedgerRow",
@@ -174,7 +177,8 @@ class SidecarState(models.Model):
     ``backfill_after`` is the last key of the fill in hand. ``missed`` is the value of the sequence
     that counts failures of the triggers, as of the last fill; ``missed_seen`` the one that the next
     fill is for, which waits until the transactions before ``missed_until`` have ended.
-    ``index_until`` is how long one worker is left alone to begin building the index.
+    ``index_until`` is how long one worker is left alone to begin building the index;
+    ``index_built`` is what the server had counted of the table when it had been built (wear.py).
     ``swept_after`` is the last key of the sweep in hand, ``swept_found`` what it, or else the last
     one, has found; ``swept_at`` is when the last one came to its end.
     """
@@ -190,6 +194,7 @@ class SidecarState(models.Model):
     missed_seen = models.BigIntegerField(db_default=0)
     missed_until = models.BigIntegerField(db_default=0)
     index_until = models.DateTimeField(null=True)
+    index_built = models.JSONField(null=True)
     swept_after = models.TextField(null=True)  # noqa: DJ001  (NULL: from the start)
     swept_found = models.JSONField(null=True)
     swept_at = models.DateTimeField(null=True)

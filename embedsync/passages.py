@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from pgvector import HalfVector
+from pgvector import HalfVector, Vector
 
 from embedsync.database import Names, binary_cursor, text_array
 from embedsync.declaration import EmbeddingModel, declaration_of
@@ -45,7 +45,7 @@ class Passages:
         """Whether it is one passage, and nothing else is stored."""
         return len(self.digests) == 1 and self.stored.digests.keys() <= {0}
 
-    def rewritten(self, vectors: Mapping[int, HalfVector]) -> "Rewritten":
+    def rewritten(self, vectors: Mapping[int, HalfVector | Vector]) -> "Rewritten":
         """What is to be written, with the new vectors by the ordinals of ``wanted``."""
         given = [
             Given(n, now, self.texts[n], vectors.get(self.wanted.get(now, -1)))
@@ -61,7 +61,7 @@ class Given(NamedTuple):
     ordinal: int
     digest: bytes
     text: str
-    vector: HalfVector | None
+    vector: HalfVector | Vector | None
 
 
 class Rewritten(NamedTuple):

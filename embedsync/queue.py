@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from django.db import DataError, ProgrammingError, connections, transaction
-from pgvector import HalfVector
+from pgvector import HalfVector, Vector
 
 from embedsync import state
 from embedsync.conf import settings
@@ -256,7 +256,7 @@ class Queue:
         sidecar: type[EmbeddingModel],
         claim: Claim,
         fingerprint: str,
-        vectors: dict[str, tuple[bytes, HalfVector]],
+        vectors: dict[str, tuple[bytes, HalfVector | Vector]],
         blank: Sequence[str] = (),
         gone: Sequence[str] = (),
         unchanged: Sequence[str] = (),

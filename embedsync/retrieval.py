@@ -9,6 +9,8 @@ from django.apps import apps
 from django.db import models
 from django.db.models.sql.compiler import SQLCompiler
 
+from embedsync.space import OPERATORS
+
 if TYPE_CHECKING:
     from embedsync.search import PassageChoices, Searched
 
@@ -69,11 +71,13 @@ class NearestPassage(models.Expression):
             conditions.append(f"embedsync_nearest.{quote(column)} = {sql}")
             parameters += more
         query, more = compiler.compile(self.query)
-        table = quote(apps.get_model(self.label)._meta.db_table)
+        sidecar: Any = apps.get_model(self.label)
+        table = quote(sidecar._meta.db_table)
+        operator = OPERATORS[sidecar._meta.get_field("source").declaration.distance]
         sql = (
             f"(SELECT embedsync_nearest.ordinal FROM {table} AS embedsync_nearest"
             f" WHERE {' AND '.join(conditions)}"
-            f" ORDER BY (embedsync_nearest.vector <=> {query}) + 0, embedsync_nearest.ordinal"
-            " LIMIT 1)"
+            f" ORDER BY (embedsync_nearest.vector {operator} {query}) + 0,"
+            " embedsync_nearest.ordinal LIMIT 1)"
         )
         return sql, (*parameters, *more)

@@ -19,8 +19,11 @@ from embedsync.declaration import (
     key_of_row,
     source_of,
 )
+from embedsync.embedders import get_embedder
+from embedsync.embedders.base import LONGEST
 from embedsync.expressions import ExactDistance, QueryVector, SearchDistance, vector_field
 from embedsync.freshness import Stale
+from embedsync.rescoring import RescoredDistance
 from embedsync.retrieval import NearestPassage
 
 M = TypeVar("M", bound=models.Model)
@@ -55,10 +58,11 @@ def similar(
     """The rows of ``queryset`` nearest to ``query``, nearest first, each with its ``.distance``.
 
     ``query`` is a text, an instance (itself left out) or a vector ``(dimensions,)``. The distance
-    is the cosine distance, 0 to 2. ``embedding`` names one of several declarations. ``exact``
-    compares with every vector, past the index. ``fresh`` leaves out rows whose vector may be older
-    than the row: see ``Stale``. ``min_similarity`` is 1 - distance, -1 to 1. ``distance_name`` is
-    what the distance is called, where the model has a ``distance`` of its own.
+    is the one declared: cosine, 0 to 2; minus the inner product; or L2. ``embedding`` names one of
+    several declarations. ``exact`` compares with every vector, past the index. ``fresh`` leaves out
+    rows whose vector may be older than the row: see ``Stale``. ``min_similarity`` is 1 - distance,
+    -1 to 1, for cosine, and the inner product where this is declared. ``distance_name`` is what the
+    distance is called, where the model has a ``distance`` of its own.
 
     Where the declaration has chunks a row counts by its nearest passage, and has its text as
     ``.passage``. An instance's vector is then the mean of its passages'.
@@ -76,13 +80,14 @@ def similar(
         raise TypeError(
             "similar() takes a queryset first: embedsync.similar(Page.objects.all(), ...)."
         )
-    assert_similarity(min_similarity)
     sidecar = chosen_sidecar(queryset.model, embedding)
+    farthest = None if min_similarity is None else farthest_for(min_similarity, sidecar)
     searched = checked(query, sidecar)
     assert_searchable(queryset, distance_name)
     relation = sidecar._meta.model_name
     # The filter comes before the annotation, which alone would make a LEFT JOIN.
-    vector = QueryVector(searched, sidecar, exact)
+    kind, plain = distance_for(sidecar, exact)
+    vector = QueryVector(searched, sidecar, plain)
     chunked = declaration_of(sidecar).chunks is not None
     keys = [f"{relation}__{ours.name}" for ours, _ in key_fields(sidecar)]
     ordinal: Any = NearestPassage(sidecar, keys, vector) if chunked else 0
@@ -94,7 +99,8 @@ def similar(
         found = found.exclude(pk=query.pk)
     if chunked:
         found = found.annotate(passage=models.F(f"{relation}__passage"))
-    found = nearest_first(found, f"{relation}__vector", vector, min_similarity, distance_name)
+    distance = kind(models.F(f"{relation}__vector"), vector)
+    found = nearest_first(found, distance, farthest, distance_name)
     found.query.own_filters = len(found.query.where.children) - len(queryset.query.where.children)
     rows: models.QuerySet[M] = found.filter(~Stale(embedding)) if fresh else found
     return rows
@@ -114,7 +120,7 @@ def similar_passages(
     As ``similar()``, but that each is a passage, with ``.distance`` and ``.source``.
     """
     sidecar: Any = passages.model
-    assert_similarity(min_similarity)
+    farthest = None if min_similarity is None else farthest_for(min_similarity, sidecar)
     searched = checked(query, sidecar)
     assert_searchable(passages, distance_name)
     keys = {theirs.attname: models.OuterRef(ours.name) for ours, theirs in key_fields(sidecar)}
@@ -125,30 +131,52 @@ def similar_passages(
     if isinstance(query, models.Model):
         found = found.exclude(**key_of_row(sidecar, query))
     found = found.select_related("source")
-    vector = QueryVector(searched, sidecar, exact)
-    found = nearest_first(found, "vector", vector, min_similarity, distance_name)
+    kind, plain = distance_for(sidecar, exact)
+    vector = QueryVector(searched, sidecar, plain)
+    distance = kind(models.F("vector"), vector)
+    found = nearest_first(found, distance, farthest, distance_name)
     found.query.own_filters = len(found.query.where.children) - len(passages.query.where.children)
     rows: models.QuerySet[M] = found.filter(~Stale()) if fresh else found
     return rows
 
 
 def nearest_first(
-    found: Any, column: str, vector: QueryVector, min_similarity: float | None, name: str
+    found: Any, distance: SearchDistance, farthest: float | None, distance_name: str
 ) -> Any:
-    """A queryset with the distance of ``column`` to ``vector``, in its order."""
-    form = ExactDistance if vector.exact else SearchDistance
-    found = found.annotate(**{name: form(models.F(column), vector)})
-    if min_similarity is not None:
-        found = found.filter(**{f"{name}__lte": 1 - min_similarity})
+    """A queryset with that distance, in its order."""
+    found = found.annotate(**{distance_name: distance})
+    if farthest is not None:
+        found = found.filter(**{f"{distance_name}__lte": farthest})
     found.query = found.query.chain(klass=SimilarQuery)
-    found.query.distance_name = name
-    return found.order_by(name)
+    found.query.distance_name = distance_name
+    return found.order_by(distance_name)
 
 
-def assert_similarity(min_similarity: float | None) -> None:
-    """Raise ``ValueError`` where it is none that cosine distance knows."""
-    if min_similarity is not None and not -1 <= min_similarity <= 1:
+def distance_for(sidecar: type[EmbeddingModel], exact: bool) -> tuple[type[SearchDistance], bool]:
+    """The expression of a search's distance; and whether its vector comes without scan settings."""
+    declaration = declaration_of(sidecar)
+    if exact or declaration.index is None:
+        return ExactDistance, True
+    if declaration.storage == "bit":
+        return RescoredDistance, True
+    return SearchDistance, False
+
+
+def farthest_for(min_similarity: float, sidecar: type[EmbeddingModel]) -> float:
+    """The greatest raw distance of rows so similar. Raises ``ValueError`` where there is none."""
+    distance = declaration_of(sidecar).distance
+    if distance == "l2":
+        raise ValueError(
+            f"{sidecar._meta.label} compares by L2 distance, of which no similarity is known: use"
+            " similar(...).filter(distance__lte=...)."
+        )
+    if distance == "inner_product":
+        if not math.isfinite(min_similarity):
+            raise ValueError(f"min_similarity is an inner product, not {min_similarity!r}.")
+        return -min_similarity
+    if not -1 <= min_similarity <= 1:
         raise ValueError(f"min_similarity is 1 - distance, from -1 to 1, not {min_similarity!r}.")
+    return 1 - min_similarity
 
 
 def assert_searchable(queryset: "models.QuerySet[Any]", distance_name: str) -> None:
@@ -196,14 +224,21 @@ def checked(query: Any, sidecar: type[EmbeddingModel]) -> Any:
         raise ValueError(
             f"similar() takes a text, an instance or a vector, not {type(query).__name__}."
         ) from None
-    dimensions = vector_field(sidecar).dimensions
-    if len(vector) != dimensions:
+    declaration = declaration_of(sidecar)
+    known = {vector_field(sidecar).dimensions}
+    if declaration.dimensions is not None:
+        known.add(get_embedder(declaration.embedder).dimensions)  # to be cut as those stored were
+    if len(vector) not in known:
         raise ValueError(
             f"similar() got a vector of {len(vector)} dimensions; those of {sidecar._meta.label}"
-            f" have {dimensions}. Embed the text with the same embedder."
+            f" have {' or '.join(map(str, sorted(known)))}. Embed the text with the same embedder."
         )
     norm = math.hypot(*vector)
-    if not math.isfinite(norm) or norm == 0:
+    if not math.isfinite(norm) or (norm == 0 and declaration.distance != "l2"):
         raise ValueError("similar() got a vector that is zero or not finite: it has no direction.")
-    # Of length 1: its direction is all that counts, and no number leaves a halfvec's range.
-    return tuple(value / norm for value in vector)
+    if declaration.distance == "cosine":
+        # Of length 1: its direction is all that counts, and no number leaves a halfvec's range.
+        return tuple(value / norm for value in vector)
+    if norm > LONGEST:
+        raise ValueError(f"similar() got a vector longer than {LONGEST:.0f}, as none is stored.")
+    return vector

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
-from pgvector import HalfVector
+from pgvector import HalfVector, Vector
 
 from embedsync import state
 from embedsync.breaker import Breaker
@@ -15,6 +15,7 @@ from embedsync.chunks import Chunks
 from embedsync.declaration import EmbeddingModel, declaration_of
 from embedsync.embedders import Embedder, MismatchError, UnavailableError
 from embedsync.embedders.trouble import trouble_of
+from embedsync.space import stored
 from embedsync.splitter import Splitter
 from embedsync.tokens import Measure
 
@@ -33,7 +34,7 @@ class Embedded:
     whose text the model has read the beginning only.
     """
 
-    vectors: dict[Asked, HalfVector] = field(default_factory=dict)
+    vectors: dict[Asked, HalfVector | Vector] = field(default_factory=dict)
     failed: dict[str, Exception] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
     trouble: Exception | None = None
@@ -76,7 +77,7 @@ class Service:
         text, any of them; if that is answered, what fails after it is looked for in the same way.
         ``suspect`` says that the text has failed before.
         """
-        found = Embedded()
+        found, how = Embedded(), declaration_of(self.sidecar)
         keys = list(texts)
         if self.chunks is None:
             # Texts of like length together: a batch costs as much as its longest text. Passages are
@@ -95,7 +96,8 @@ class Service:
             if not asked:
                 continue
             try:
-                vectors = self.embedder.checked_documents([texts[key] for key in asked])
+                rows = self.embedder.checked_rows([texts[key] for key in asked])
+                vectors = [stored(row, how.storage, how.dimensions) for row in rows]
             except (MismatchError, ImproperlyConfigured) as error:
                 found.trouble = error
             except Exception as error:

@@ -15,6 +15,8 @@ from django.utils.module_loading import module_has_submodule
 
 from embedsync.capture import LEVELS, Level
 from embedsync.chunks import Chunks
+from embedsync.index import DEFAULT, HNSW, IVFFlat, Kind
+from embedsync.space import DISTANCES, STORAGES, Distance, Storage
 
 # What a sidecar's copy of a key's column does not take over.
 COLUMN_OPTIONS = {
@@ -36,6 +38,10 @@ class Options(TypedDict, total=False):
     capture: Level
     default: bool
     chunks: Chunks | None
+    index: Kind | None
+    storage: Storage
+    dimensions: int | None
+    distance: Distance
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,11 @@ class Declaration:
     is the kind of trigger: "statement", "row" or "always" (docs/operations.md). ``default`` makes
     it the one of several declarations that is searched where none is named. ``chunks`` cuts
     the text into passages, each with a vector of its own; without it the text is one.
+
+    Vectors are stored as ``storage`` says, "vector" (4 bytes a component), "halfvec" (2), or "bit":
+    halfvec with an index of one bit a component; ``index`` is an ``HNSW``, an ``IVFFlat`` or None;
+    ``distance`` is "cosine", "inner_product" or "l2" (docs/indexes.md). Of the embedder's vectors
+    the first ``dimensions`` components are kept, brought to length 1 again; None keeps them all.
     """
 
     fields: tuple[str, ...]
@@ -60,6 +71,10 @@ class Declaration:
     capture: Level = "statement"
     default: bool = False
     chunks: Chunks | None = None
+    index: Kind | None = DEFAULT
+    storage: Storage = "halfvec"
+    dimensions: int | None = None
+    distance: Distance = "cosine"
 
     def __post_init__(self) -> None:
         if isinstance(self.watch, str) or not all(
@@ -72,6 +87,16 @@ class Declaration:
             raise TypeError(f"capture= is one of {', '.join(LEVELS)}, not {self.capture!r}.")
         if self.chunks is not None and not isinstance(self.chunks, Chunks):
             raise TypeError(f"chunks= is Chunks(size=200, overlap=20), say, not {self.chunks!r}.")
+        if not isinstance(self.index, HNSW | IVFFlat | None):
+            raise TypeError(f"index= is HNSW(), IVFFlat() or None, not {self.index!r}.")
+        if self.storage not in STORAGES:
+            raise TypeError(f"storage= is one of {', '.join(STORAGES)}, not {self.storage!r}.")
+        if self.distance not in DISTANCES:
+            raise TypeError(f"distance= is one of {', '.join(DISTANCES)}, not {self.distance!r}.")
+        if self.dimensions is not None and (
+            type(self.dimensions) is not int or self.dimensions < 1
+        ):
+            raise TypeError(f"dimensions= is a whole number above 0, not {self.dimensions!r}.")
 
     @property
     def lookups(self) -> list[str]:
@@ -95,10 +120,13 @@ class Declaration:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that decides which rows are embedded and what their texts are."""
+        """Changes with anything that decides which rows are embedded, and what their vectors are.
+
+        But for the embedder.
+        """
         # As a migration would have it: sets sorted, and no object's address in it.
         condition = self.condition and MigrationWriter.serialize(self.condition)[0]
-        more = filter(None, [self.text, self.chunks])
+        more = filter(None, [self.text, self.chunks, self.dimensions])
         parts = (self.fields, self.template, condition, *more)
         return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 

@@ -27,6 +27,7 @@ from embedsync.declaration import (
 from embedsync.models import Ledger, SidecarState
 from embedsync.sql import statement
 from embedsync.state import ALIVE_SECONDS
+from embedsync.wear import IndexStatus, counted, index_status
 
 COUNTED = 1_000_000  # of more rows than these the server's estimate is told
 
@@ -117,6 +118,7 @@ class SidecarStatus:
     oldest_wait: float
     rate: float
     fill: Fill
+    index: IndexStatus
     schema_error: str
     error: str
     last_error: str
@@ -165,6 +167,7 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
         for key in worker.serves - worker.errors.keys():
             said.pop(key, None)  # one that is being replaced, say, does not
     states = SidecarState.objects.using(using).in_bulk([key_of(sidecar) for sidecar in wanted])
+    indexes = counted(using, wanted)
     found = []
     for sidecar in wanted:
         key = key_of(sidecar)
@@ -183,6 +186,9 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
             oldest_wait=oldest,
             rate=float(rates.get(key, 0.0)),
             fill=fill_of(using, sidecar, states.get(key), missed, broken),
+            index=index_status(
+                sidecar, indexes.get(key), getattr(states.get(key), "index_built", None)
+            ),
             schema_error=schema_error(sidecar, missing.get(key, [])),
             error=settings_error(sidecar) or said.get(key, ""),
             last_error=last_error(using, key),

@@ -78,7 +78,7 @@ class TestSidecars:
     def test_a_page_costs_few_queries(self, admin_client, django_assert_max_num_queries):
         count = SidecarState.objects.count()
         assert count > 5
-        with django_assert_max_num_queries(12 + 3 * count):
+        with django_assert_max_num_queries(13 + 3 * count):
             assert len(listed(admin_client.get(SIDECARS))) == count
         with django_assert_max_num_queries(18):
             assert admin_client.get(f"{BOOKS}change/").status_code == 200

@@ -151,7 +151,7 @@ def test_hints_name_the_embedders():
         {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder"},
         {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": "3"},
         {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": 0},
-        {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": 4001},
+        {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": 16_001},
     ],
 )
 def test_embedders(settings, entry):

@@ -96,7 +96,11 @@ class Embedder(ABC):
         Raises ``EmbedderError`` where the number of vectors is wrong or one of them is zero, NaN or
         infinite, and ``MismatchError`` where their length is not the declared one.
         """
-        return [HalfVector(row) for row in self._check(self.embed_documents(texts), len(texts))]
+        return [HalfVector(row) for row in self.checked_rows(texts)]
+
+    def checked_rows(self, texts: Sequence[str]) -> list[Any]:
+        """``checked_documents``, each vector as it came: a list or a row of a numpy array."""
+        return self._check(self.embed_documents(texts), len(texts))
 
     def checked_query(self, text: str) -> list[float]:
         """``embed_query``, with its answer checked. A blank ``text`` raises ``ValueError``."""

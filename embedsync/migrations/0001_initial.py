@@ -26,6 +26,7 @@ class Migration(migrations.Migration):
                 ("missed_seen", models.BigIntegerField(db_default=0)),
                 ("missed_until", models.BigIntegerField(db_default=0)),
                 ("index_until", models.DateTimeField(null=True)),
+                ("index_built", models.JSONField(null=True)),
                 ("swept_after", models.TextField(null=True)),
                 ("swept_found", models.JSONField(null=True)),
                 ("swept_at", models.DateTimeField(null=True)),

@@ -3,7 +3,7 @@ INSERT INTO {sidecar} ({columns}, ordinal, embedded_at, digest, vector, cut)
 -- DISTINCT ON, because the key of a partitioned table may be unique in each partition only.
 SELECT DISTINCT ON ({page}) {page}, 0, statement_timestamp(), embedsync_given.digest,
     embedsync_given.vector, embedsync_given.key = ANY(%(cut)s::text[])
-FROM unnest(%(pks)s::text[], %(digests)b::bytea[], %(vectors)b::halfvec[])
+FROM unnest(%(pks)s::text[], %(digests)b::bytea[], %(vectors)b::{vector_type}[])
     AS embedsync_given(key, digest, vector)
 -- No vector for a row that has been deleted or excluded in the meantime.
 CROSS JOIN LATERAL (

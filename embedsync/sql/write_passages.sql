@@ -9,7 +9,7 @@ FROM unnest(%(pks)s::text[], %(ordinals)s::int[], %(digests)b::bytea[], %(passag
             %(numbers)s::int[])
     AS embedsync_given(key, ordinal, digest, passage, number)
 JOIN {source} ON ({pk}) = ({given_key})
-LEFT JOIN unnest(%(vectors)b::halfvec[]) WITH ORDINALITY AS embedsync_fresh(vector, number)
+LEFT JOIN unnest(%(vectors)b::{vector_type}[]) WITH ORDINALITY AS embedsync_fresh(vector, number)
     ON embedsync_fresh.number = embedsync_given.number
 -- What has only moved keeps its vector: the row as it was before this statement is what it sees.
 LEFT JOIN LATERAL (

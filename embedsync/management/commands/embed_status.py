@@ -131,7 +131,10 @@ class Command(BaseCommand):
     def show(self, found: list[SidecarStatus], known: list[WorkerStatus]) -> None:
         lines = [COLUMNS, *map(cells, found)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        errors = [[], *([one.schema_error, one.error, one.last_error] for one in found)]
+        errors = [
+            [],
+            *([one.schema_error, one.error, one.last_error, index_in_words(one)] for one in found),
+        ]
         for line, more in zip(lines, errors, strict=True):
             first, *numbers, last = line
             padded = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=False)]
@@ -203,3 +206,14 @@ def fill_in_words(fill: Fill) -> str:
         return fill.state
     over = "over " if fill.left >= COUNTED else ""
     return f"{fill.state}, {over}{fill.left} to go"
+
+
+def index_in_words(status: SidecarStatus) -> str:
+    """What somebody has to do about an index, "" where that is nothing."""
+    index = status.index
+    if not index.is_due:
+        return ""
+    why = "its building was broken off"
+    if index.changed is not None:
+        why = f"{index.changed:.0%} of its rows have changed since it was built"
+    return f"index due for REINDEX, {why}: manage.py embed_reindex {status.sidecar}"
