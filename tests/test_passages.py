@@ -191,10 +191,10 @@ def test_a_bad_passage_parks_its_row_alone(drain, settings, asked):
     assert_right(good, other, bad)
 
 
-def test_one_bad_passage_ends_its_row(drain, asked, monkeypatch):
+def test_one_bad_passage_ends_its_row(drain, settings, asked):
     """Its other passages would be embedded for nothing."""
-    # The longest wait, because the shortest would let the same drain try again.
-    monkeypatch.setattr("embedsync.pipeline.jitter", lambda longest: longest)
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 1
+    drain()  # a fill would have it tried once more
     write(*(["FAIL"] * 3), "a", *(f"FAIL{n}" for n in range(8)))
     drain()
     assert len(asked.calls) == 3
