@@ -1,8 +1,6 @@
 """A row's passages: what of its text each vector is of, and which of them are stored already."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 from pgvector import HalfVector, Vector
@@ -15,25 +13,26 @@ from embedsync.text import Rows, Stored, digest
 NOTHING = Stored({}, True)
 
 
-@dataclass(frozen=True)
 class Passages:
-    """The passages of one row in order, their digests, and what is stored of the row."""
+    """The passages of one row in order, their digests, and what is stored of the row.
 
-    texts: Sequence[str]
-    digests: Sequence[bytes]
-    stored: Stored
+    ``changed`` are the ordinals whose passage is not stored there; ``wanted`` the passages that
+    have no vector yet, by digest, each with one of its ordinals.
+    """
 
-    @cached_property
-    def changed(self) -> list[int]:
-        """The ordinals whose passage is not stored there."""
-        old = self.stored.digests if self.stored.has_passages else {}
-        return [n for n, now in enumerate(self.digests) if old.get(n) != now]
+    # A worker makes one of each row that it reads: a dataclass would cost it several times as much.
+    __slots__ = ("changed", "digests", "stored", "texts", "wanted")
 
-    @cached_property
-    def wanted(self) -> dict[bytes, int]:
-        """The passages that have no vector yet, by digest, each with one of its ordinals."""
-        known = set(self.stored.digests.values())
-        return {self.digests[n]: n for n in self.changed if self.digests[n] not in known}
+    def __init__(self, texts: Sequence[str], digests: Sequence[bytes], stored: Stored) -> None:
+        self.texts = texts
+        self.digests = digests
+        self.stored = stored
+        old = stored.digests if stored.has_passages else {}
+        self.changed = [n for n, now in enumerate(digests) if old.get(n) != now]
+        self.wanted: dict[bytes, int] = {}
+        if self.changed:
+            known = set(stored.digests.values())
+            self.wanted = {digests[n]: n for n in self.changed if digests[n] not in known}
 
     @property
     def is_stored(self) -> bool:
