@@ -27,9 +27,13 @@ class Passages:
         self.texts = texts
         self.digests = digests
         self.stored = stored
+        self.wanted: dict[bytes, int] = {}
+        if not stored.digests:
+            self.changed = list(range(len(digests)))
+            self.wanted.update(zip(digests, self.changed, strict=True))
+            return
         old = stored.digests if stored.has_passages else {}
         self.changed = [n for n, now in enumerate(digests) if old.get(n) != now]
-        self.wanted: dict[bytes, int] = {}
         if self.changed:
             known = set(stored.digests.values())
             self.wanted = {digests[n]: n for n in self.changed if digests[n] not in known}
