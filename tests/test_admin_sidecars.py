@@ -78,9 +78,9 @@ class TestSidecars:
     def test_a_page_costs_few_queries(self, admin_client, django_assert_max_num_queries):
         count = SidecarState.objects.count()
         assert count > 5
-        with django_assert_max_num_queries(13 + 3 * count):
+        with django_assert_max_num_queries(13 + 4 * count):
             assert len(listed(admin_client.get(SIDECARS))) == count
-        with django_assert_max_num_queries(18):
+        with django_assert_max_num_queries(19):
             assert admin_client.get(f"{BOOKS}change/").status_code == 200
 
     def test_one_that_is_not_there_has_no_page(self, admin_client):
