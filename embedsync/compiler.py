@@ -15,9 +15,9 @@ from embedsync.sql import statement
 
 INDEX_MAY_BE_FIRST_PART_OF_SORT = 170000
 
-# Up to so many rows that pass the filters are all compared: that finds all of the nearest, and costs
-# about as much as to walk through the index until enough have been met, or far less.
-# (docs/benchmarks.md)
+# Up to so many rows that pass the filters are all compared: that finds all of the nearest, and
+# costs about as much as a walk through the index until enough are met, or far less
+# (docs/benchmarks.md).
 FEW_ROWS = 3000
 
 
