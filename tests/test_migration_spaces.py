@@ -59,7 +59,8 @@ def indexes(project):
     """Definitions of the indexes of vectors, from USING on."""
     rows = project.sql(
         "SELECT pg_get_indexdef(indexrelid) FROM pg_index JOIN pg_class ON oid = indexrelid"
-        f" WHERE indrelid = '{TABLE}'::regclass AND NOT indisprimary ORDER BY relname"
+        f" WHERE indrelid = '{TABLE}'::regclass AND NOT indisprimary"
+        " AND relname !~ '_cut$' ORDER BY relname"
     )
     return [definition.partition("USING ")[2] for (definition,) in rows]
 
