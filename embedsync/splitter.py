@@ -6,7 +6,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from embedsync.chunks import Chunks
 from embedsync.embedders import Embedder
-from embedsync.tokens import CHARACTERS
+from embedsync.embedders.usage import CHARACTERS
 
 
 class Splitter:

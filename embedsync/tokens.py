@@ -5,8 +5,8 @@ from functools import cached_property
 from typing import Any
 
 from embedsync.embedders import Embedder
+from embedsync.embedders.usage import CHARACTERS
 
-CHARACTERS = 4  # of a token, about, where the embedder has no tokenizer
 # A text of so many characters a token is longer for certain, in most languages: a look at its
 # beginning will do.
 FIRST_LOOK = 8

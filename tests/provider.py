@@ -5,7 +5,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from embedsync.embedders.hashing import HashingEmbedder
@@ -37,11 +37,15 @@ class NeedsAKey(HashingEmbedder):
 
 
 class Provider:
-    """``answer(texts)`` gives status, headers and what becomes JSON; ``calls`` are the texts."""
+    """``answer(texts)`` gives status, headers and what becomes JSON; ``calls`` are the texts.
+
+    ``heard`` are the path and the headers of each call. What is a string is sent as it is.
+    """
 
     def __init__(self, server):
         self.server = server
         self.calls = []
+        self.heard = []
         self.answer = self.works
         self._embedder = HashingEmbedder(model="", dimensions=64)
 
@@ -62,25 +66,29 @@ class Provider:
 
 
 @contextmanager
-def running_provider():
+def running_provider(kind=Provider):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            provider.heard.append((self.path, headers))
             provider.calls.append(texts)
             status, headers, content = provider.answer(texts)
-            body = json.dumps(content).encode()
+            body = (content if isinstance(content, str) else json.dumps(content)).encode()
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            # Whom the answer came too late for is gone.
+            with suppress(ConnectionError):
+                self.wfile.write(body)
 
         def log_message(self, *args):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    provider = Provider(server)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    provider = kind(server)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield provider
     server.shutdown()

@@ -18,6 +18,7 @@ from tests.books import KEY, BookEmbedding
 from tests.library.models import Book, Parcel
 from tests.provider import running_provider
 from tests.sync import assert_in_step, expected_vectors, stored_vectors
+from tests.workers import work
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -40,12 +41,6 @@ def worker(transactional_db, settings, provider):
     worker.start()
     work(worker)
     return worker
-
-
-def work(worker):
-    """Rounds until one finds nothing to do."""
-    while worker.round():
-        pass
 
 
 def drip(texts):

@@ -7,6 +7,7 @@ import pytest
 from django.core.management import call_command
 
 from embedsync.embedders import get_embedder
+from embedsync.testing import EmbedderContract
 from example_project.films.models import Movie
 from example_project.postgres import PROJECT
 
@@ -14,6 +15,10 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 MOVIES = PROJECT.parent / "shared" / "data" / "movies"
 needs_shared = pytest.mark.skipif(not MOVIES.exists(), reason="../shared/data/movies is not here")
+
+
+class TestContract(EmbedderContract):
+    pass
 
 
 def test_every_vector_is_the_models_own(drain):

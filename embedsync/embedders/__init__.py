@@ -69,6 +69,11 @@ def get_embedder(alias: str = "default") -> Embedder:
         return _instances[alias]
 
 
+def made_embedders() -> dict[str, Embedder]:
+    """The embedders that this process has made so far, by alias."""
+    return dict(_instances)
+
+
 def embed_query(text: str, embedder: str = "default") -> Sequence[float]:
     """The vector of a search text, ``(dimensions,)``; what was asked before comes from the cache.
 

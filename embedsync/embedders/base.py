@@ -3,9 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from pgvector import HalfVector
+
+from embedsync.embedders.usage import Usage, tokens_of
 
 Vectors = Sequence[Sequence[float]]  # a numpy array is one too
 
@@ -42,10 +45,12 @@ class Embedder(ABC):
     """Turns texts into vectors. Subclass it and name the class as ``BACKEND``.
 
     ``batch_size`` is how many texts ``embed_documents`` is given at most in one call; between two
-    calls a worker may stop, report or extend its lease.
+    calls a worker may stop, report or extend its lease. ``counts_tokens`` says that it adds to
+    ``usage`` itself how many tokens a call took; otherwise four characters are taken for one.
     """
 
     batch_size: int = 128
+    counts_tokens: bool = False
 
     def __init__(self, *, model: str, dimensions: int) -> None:
         self.model = model
@@ -60,6 +65,11 @@ class Embedder(ABC):
     def query_fingerprint(self) -> str:
         """What the vectors of search texts depend on, where that is more than the fingerprint."""
         return self.fingerprint
+
+    @cached_property
+    def usage(self) -> Usage:
+        """The calls that workers have made of it, and the tokens these took."""
+        return Usage()
 
     @property
     def tokenizer(self) -> Any:
@@ -100,6 +110,7 @@ class Embedder(ABC):
 
     def checked_rows(self, texts: Sequence[str]) -> list[Any]:
         """``checked_documents``, each vector as it came: a list or a row of a numpy array."""
+        self.usage.add(calls=1, tokens=0 if self.counts_tokens else tokens_of(texts))
         return self._check(self.embed_documents(texts), len(texts))
 
     def checked_query(self, text: str) -> list[float]:

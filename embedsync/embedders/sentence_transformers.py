@@ -1,10 +1,8 @@
 """Local models through the sentence-transformers library (``pip install embedsync[local]``)."""
 
 import hashlib
-import logging
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +11,14 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 
 from embedsync.embedders.base import Embedder, MismatchError, Vectors
+from embedsync.embedders.batching import batches
+from embedsync.embedders.loading import loading
+from embedsync.embedders.usage import tokens_of
 
-logger = logging.getLogger("embedsync")
-
-END_BYTES = 1_000_000
+BACKENDS = ("torch", "onnx", "openvino")
+# Options of the library that decide no vector.
+HARMLESS = {"token", "cache_folder", "similarity_fn_name", "model_card_data", "trust_remote_code"}
+SAMPLES, SAMPLE_BYTES = 256, 16_384
 DOCUMENT_PROMPTS = (
     "document",
     "passage",
@@ -25,17 +27,34 @@ DOCUMENT_PROMPTS = (
 
 
 def digest_of(directory: Path) -> str:
-    """Changes with the files of a model, of which large ones are read at both ends only."""
+    """Changes with the files of a model, of which large ones are read here and there only."""
     content = hashlib.blake2b(digest_size=16)
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             size = path.stat().st_size
             content.update(f"{path.relative_to(directory)} {size}".encode())
             with path.open("rb") as file:
-                content.update(file.read(END_BYTES))
-                file.seek(max(size - END_BYTES, 0))
-                content.update(file.read(END_BYTES))
+                # In each layer, so that a model that was trained on is another.
+                for start in range(0, max(size, 1), max(size // SAMPLES, SAMPLE_BYTES)):
+                    file.seek(start)
+                    content.update(file.read(SAMPLE_BYTES))
     return content.hexdigest()
+
+
+def fingerprint_of(
+    name: str, dimensions: int, document_prompt: str | None, normalize: bool | None
+) -> str:
+    """The fingerprint of a model's vectors; an export of it in float32 has the same."""
+    return f"sentence-transformers:{name}:{dimensions}:{document_prompt!r}:{normalize}"
+
+
+def without_keys(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Options in order, without those that decide no vector, of which one is a token of the hub."""
+    return [
+        (name, without_keys(value) if isinstance(value, Mapping) else value)
+        for name, value in sorted(options.items())
+        if name not in HARMLESS
+    ]
 
 
 @contextmanager
@@ -56,10 +75,22 @@ def without_bars() -> Iterator[None]:
 class SentenceTransformerEmbedder(Embedder):
     """A sentence-transformers model, by name or directory, loaded when it is first used.
 
-    Options: ``query_prompt`` and ``document_prompt`` are put before each text (default: the model's
-    own); ``normalize`` scales vectors to length 1; ``forward_size`` is how many texts go through
-    the network at once; ``device`` and all others go to ``SentenceTransformer()`` as they are.
+    Options that decide the vectors: ``query_prompt`` and ``document_prompt`` are put before each
+    text (default: the model's own); ``normalize`` scales vectors to length 1, or does not (default:
+    what the model does itself); ``truncate_dim`` cuts those of a Matryoshka model, and scales what
+    is left; ``revision`` is a commit, tag or branch of the hub; ``dtype``
+    is that of the weights, "float32", "float16" or "bfloat16" (default: as they are stored).
+
+    Options of speed: ``forward_size`` is how many texts go through the network at once,
+    ``batch_size`` how many a worker gives to one call; ``device`` is torch's name of one;
+    ``threads`` are torch's, for the whole process; ``backend`` is "torch", or "onnx" or "openvino"
+    by way of the library optimum.
+
+    ``local_files_only`` asks the hub for nothing. All others go to ``SentenceTransformer()`` as
+    they are.
     """
+
+    counts_tokens = True
 
     def __init__(
         self,
@@ -68,8 +99,16 @@ class SentenceTransformerEmbedder(Embedder):
         dimensions: int,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
+        truncate_dim: int | None = None,
+        revision: str | None = None,
+        dtype: str | None = None,
         forward_size: int = 16,
+        batch_size: int = 128,
+        device: str | None = None,
+        threads: int | None = None,
+        backend: str = "torch",
+        local_files_only: bool = False,
         **options: Any,
     ) -> None:
         if not model:
@@ -78,23 +117,47 @@ class SentenceTransformerEmbedder(Embedder):
             )
         if str(model).startswith(("/", "./", "../", "~")) and not Path(model).is_dir():
             raise ImproperlyConfigured(f"MODEL: there is no directory {str(model)!r}.")
+        if backend not in BACKENDS:
+            raise ImproperlyConfigured(f"backend is {backend!r}: name one of {BACKENDS}.")
+        if truncate_dim is not None and truncate_dim != dimensions:
+            raise ImproperlyConfigured(
+                f"truncate_dim is {truncate_dim} and DIMENSIONS {dimensions}: they must be equal."
+            )
         super().__init__(model=str(model), dimensions=dimensions)
         self.query_prompt = query_prompt
         self.document_prompt = document_prompt
         self.normalize = normalize
+        self.truncate_dim = truncate_dim
+        self.revision = revision
+        self.dtype = dtype
         self.forward_size = forward_size
+        self.batch_size = batch_size
+        self.device = device
+        self.threads = threads
+        self.backend = backend
+        self.local_files_only = local_files_only
         self.options = options
         self._loading = threading.Lock()
 
     @cached_property
-    def fingerprint(self) -> str:
+    def name(self) -> str:
+        """What of the model's name and options decides the vectors, besides the dimensions."""
         directory = Path(self.model)
         # A directory lies elsewhere on another machine: what counts is what is in it.
         name = digest_of(directory) if directory.is_dir() else self.model
-        return (
-            f"sentence-transformers:{name}:{self.dimensions}"
-            f":{self.document_prompt!r}:{self.normalize}"
-        )
+        if self.revision is not None:
+            name = f"{name}@{self.revision}"
+        if self.dtype not in (None, "float32"):
+            name = f"{name}:{self.dtype}"
+        if self.backend != "torch":
+            name = f"{name}:{self.backend}"
+        # Prompts, an adapter, a file in int8, and whatever else the library may know.
+        others = without_keys(self.options)
+        return f"{name}:{others}" if others else name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.name, self.dimensions, self.document_prompt, self.normalize)
 
     @property
     def query_fingerprint(self) -> str:
@@ -115,25 +178,54 @@ class SentenceTransformerEmbedder(Embedder):
     @cached_property
     def max_tokens(self) -> int | None:
         """The model's ``max_seq_length``, less what its prompt and special tokens take of it."""
-        model = self._loaded
-        most: int | None = model.max_seq_length
+        most: int | None = self._loaded.max_seq_length
         tokenizer = self.tokenizer
         if most is None or tokenizer is None:
             return most
-        prompt = self.document_prompt
-        if prompt is None:
-            prompts = {**model.prompts, None: ""}
-            names = [*DOCUMENT_PROMPTS, model.default_prompt_name]
-            prompt = next((prompts[name] for name in names if name in prompts), "")
-        special = tokenizer.num_special_tokens_to_add(is_pair=False)
-        taken: int = len(tokenizer.encode(prompt, add_special_tokens=False)) + special
-        return max(1, most - taken)
+        return max(1, most - len(tokenizer.encode(self.prompt_of_documents)))
+
+    @property
+    def prompt_of_documents(self) -> str:
+        """What is put before texts: the option's, or else the model's own."""
+        return self._prompt(self.document_prompt, DOCUMENT_PROMPTS)
+
+    @property
+    def prompt_of_queries(self) -> str:
+        """What is put before search texts: the option's, or else the model's own."""
+        return self._prompt(self.query_prompt, ("query",))
+
+    def _prompt(self, given: str | None, names: tuple[str, ...]) -> str:
+        if given is not None:
+            return given
+        model = self._loaded
+        prompts = {**model.prompts, None: ""}
+        return next((prompts[n] for n in (*names, model.default_prompt_name) if n in prompts), "")
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        vectors: Vectors = self._loaded.encode_document(
-            list(texts), prompt=self.document_prompt, batch_size=self.forward_size, **self._plainly
-        )
-        return vectors
+        import numpy as np
+
+        model, prompt = self._loaded, self.prompt_of_documents
+        lengths = self._lengths([prompt + text for text in texts])
+        self.usage.add(tokens=sum(lengths))
+        found: list[Any] = [None] * len(texts)
+        for batch in batches(lengths, rows=self.forward_size):
+            rows = model.encode_document(
+                [texts[position] for position in batch],
+                prompt=prompt,
+                batch_size=len(batch),
+                **self._plainly,
+            )
+            for position, row in zip(batch, rows, strict=True):
+                found[position] = row
+        vectors: Any = np.stack(found)
+        return vectors  # type: ignore[no-any-return]
+
+    def _lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens of each text the model reads; about, where they cannot be counted."""
+        tokenizer, most = self.tokenizer, self._loaded.max_seq_length
+        if tokenizer is None:
+            return [tokens_of([text]) for text in texts]
+        return [min(len(text), most or len(text)) for text in tokenizer.encode_batch_fast(texts)]
 
     def embed_query(self, text: str) -> Sequence[float]:
         vectors = self._loaded.encode_query([text], prompt=self.query_prompt, **self._plainly)
@@ -142,7 +234,8 @@ class SentenceTransformerEmbedder(Embedder):
 
     @property
     def _plainly(self) -> dict[str, bool]:
-        return {"normalize_embeddings": self.normalize, "show_progress_bar": False}
+        scaled = self.truncate_dim is not None if self.normalize is None else self.normalize
+        return {"normalize_embeddings": scaled, "show_progress_bar": False}
 
     @property
     def _loaded(self) -> Any:
@@ -151,28 +244,46 @@ class SentenceTransformerEmbedder(Embedder):
 
     @cached_property
     def _model(self) -> Any:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise ImproperlyConfigured(
-                "SentenceTransformerEmbedder needs the extra embedsync[local]:"
-                " pip install 'sentence-transformers>=5'"
-            ) from error
-        started = time.monotonic()
-        try:
+        with loading(self.model) as said:
+            try:
+                import torch
+                from sentence_transformers import SentenceTransformer
+            except ImportError as error:
+                raise ImproperlyConfigured(
+                    "SentenceTransformerEmbedder needs the extra embedsync[local]:"
+                    f" pip install 'sentence-transformers>=6' ({error})"
+                ) from error
+            if self.threads is not None:
+                torch.set_num_threads(self.threads)
             with without_bars():
-                model = SentenceTransformer(self.model, **self.options)
-        except (OSError, TypeError, ValueError) as error:
-            raise ImproperlyConfigured(
-                f"The model {self.model!r} could not be loaded: {error}"
-            ) from error
-        found = model.get_embedding_dimension()
-        if found is not None and found != self.dimensions:
-            raise MismatchError(
-                f"The model {self.model!r} has {found} dimensions and EMBEDSYNC_EMBEDDERS declares"
-                f" {self.dimensions}. Set DIMENSIONS to {found} and run makemigrations."
-            )
-        logger.info(
-            "loaded %s on %s in %.1f s", self.model, model.device, time.monotonic() - started
-        )
+                model = SentenceTransformer(self.model, **self._arguments)
+            found = model.get_embedding_dimension()
+            if found is not None and found != self.dimensions:
+                raise MismatchError(
+                    f"The model {self.model!r} has {found} dimensions and EMBEDSYNC_EMBEDDERS"
+                    f" declares {self.dimensions}. Set DIMENSIONS to {found} and run"
+                    " makemigrations."
+                )
+            said += [self._origin, str(model.device), str(model.dtype), self.backend]
         return model
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        arguments = {
+            **self.options,
+            "truncate_dim": self.truncate_dim,
+            "revision": self.revision,
+            "device": self.device,
+            "backend": self.backend,
+            "local_files_only": self.local_files_only,
+        }
+        if self.dtype is not None:
+            kwargs = self.options.get("model_kwargs", {})
+            arguments["model_kwargs"] = {**kwargs, "dtype": self.dtype}
+        return arguments
+
+    @property
+    def _origin(self) -> str:
+        if Path(self.model).is_dir():
+            return f"from the directory {self.model}"
+        return f"from the hub or its cache, revision {self.revision or 'main'}"

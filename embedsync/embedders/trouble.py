@@ -39,11 +39,16 @@ def trouble_of(error: Exception) -> UnavailableError | None:
         response = getattr(cause, "response", None)
         status = status_of(cause) or status_of(response)
         said = f"{type(error).__name__}: {error}"
+        if cause is not error:
+            said += f" ({str(cause) or type(cause).__name__})"
         if status in REFUSED:
             return RefusedError(said)
         if status in LATER or (status or 0) >= 500:
             headers = getattr(cause, "headers", None) or getattr(response, "headers", None) or {}
-            wait = seconds_of(headers.get("Retry-After"))
+            wait = max(
+                seconds_of(headers.get("Retry-After")),
+                seconds_of(headers.get("Retry-After-Ms")) / 1000,  # of OpenAI and Azure
+            )
             return UnavailableError(said, retry_after=wait, is_busy=status == 429)
         if status:
             return None
