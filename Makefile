@@ -1,13 +1,14 @@
-# make demo   a film site that searches by meaning, from nothing, with nothing else to install
-# make test   all tests, against a PostgreSQL of their own
-# make bench  all figures of docs/benchmarks.md
-# make clean  everything that these have made
+# make demo      a film site that searches by meaning, from nothing, with nothing else to install
+# make test      all tests, against a PostgreSQL of their own
+# make infinity  the tests of remote embedders against a real server, which it installs
+# make bench     all figures of docs/benchmarks.md
+# make clean     everything that these have made
 
 PYTHON ?= python3
 PY := .venv/bin/python
 MANAGE := $(PY) manage.py
 
-.PHONY: demo test lint bench stop clean
+.PHONY: demo test infinity lint bench stop clean
 
 demo: .venv/ready
 	$(MANAGE) postgres start
@@ -17,11 +18,21 @@ demo: .venv/ready
 	$(MANAGE) embed_worker --drain
 	$(MANAGE) demo
 
-# The second run is on the oldest PostgreSQL; which one serves makes no difference to the others.
+# To these it makes no difference which PostgreSQL serves: pages, models, providers, words.
+ONCE := admin admin_browser admin_sidecars another_model blog blog_browser breaker browser \
+	cohere_voyage contract deployment embedders export faults_texts films infinity langchain \
+	load_films local_models long_way metrics neighbours openai openai_faults postgres \
+	postgres_refusals progress providers real_model real_posts remote_worker schedule \
+	sweep_command users_tests web_process
+
+# The second run is on the oldest PostgreSQL.
 test: .venv/ready lint
 	$(PY) -m pytest --cov --cov-report=term --maxfail 20
 	[ -n "$$DATABASE_URL" ] || EMBEDDED_POSTGRES_VERSION=16 $(PY) -m pytest --quiet --maxfail 20 \
-		--ignore tests/test_browser.py --ignore tests/test_real_model.py
+		$(ONCE:%=--ignore tests/test_%.py)
+
+infinity: .venv/ready .venv-infinity/ready
+	$(PY) -m pytest tests/test_infinity.py
 
 lint: .venv/ready
 	.venv/bin/ruff format --check .
@@ -36,7 +47,7 @@ stop: .venv/ready
 
 clean:
 	-[ ! -x $(PY) ] || $(MANAGE) postgres stop
-	rm -rf .venv .postgres .cache .coverage* .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-infinity .postgres .cache .coverage* .mypy_cache .pytest_cache .ruff_cache
 
 # Made last, so that an interrupted installation is taken up again.
 .venv/ready: pyproject.toml constraints.txt
@@ -45,5 +56,15 @@ clean:
 	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[local,q2,chunks]" --group demo --group test
+		--editable ".[local,onnx,q2,chunks,openai]" --group demo --group test
+	touch $@
+
+# A server wants other versions of what embedsync's own environment has.
+.venv-infinity/ready: tests/infinity-constraints.txt
+	$(PYTHON) -m venv .venv-infinity
+	.venv-infinity/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	.venv-infinity/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint tests/infinity-constraints.txt torch==2.13.0
+	.venv-infinity/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint tests/infinity-constraints.txt "infinity-emb[server,torch]==0.0.78"
 	touch $@
