@@ -15,7 +15,9 @@ class EmbedderConfig:
     backend: str
     model: str
     dimensions: int
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)  # keys may be in it
+    rows_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 class Settings:
@@ -23,7 +25,10 @@ class Settings:
 
     @property
     def embedders(self) -> dict[str, dict[str, Any]]:
-        """Embedders by alias: ``{"default": {"BACKEND", "MODEL", "DIMENSIONS", "OPTIONS"}}``."""
+        """Embedders by alias: ``{"default": {"BACKEND", "MODEL", "DIMENSIONS", "OPTIONS"}}``.
+
+        And, where they are to be limited, ``ROWS_PER_MINUTE`` and ``TOKENS_PER_MINUTE``.
+        """
         return getattr(django_settings, "EMBEDSYNC_EMBEDDERS", {})
 
     def embedder(self, alias: str) -> EmbedderConfig:
@@ -48,8 +53,20 @@ class Settings:
                 f"EMBEDSYNC_EMBEDDERS[{alias!r}] needs DIMENSIONS, a whole number from 1 to"
                 f" 16000 (pgvector's limit for a column), not {dimensions!r}."
             )
+        limits = {name: entry.get(name) for name in ("ROWS_PER_MINUTE", "TOKENS_PER_MINUTE")}
+        for name, limit in limits.items():
+            if limit is not None and (type(limit) is not int or limit < 1):
+                raise ImproperlyConfigured(
+                    f"EMBEDSYNC_EMBEDDERS[{alias!r}]: {name} is a whole number from 1 on, or left"
+                    f" out for no limit, not {limit!r}."
+                )
         return EmbedderConfig(
-            alias, entry["BACKEND"], entry.get("MODEL", ""), dimensions, entry.get("OPTIONS", {})
+            alias,
+            entry["BACKEND"],
+            entry.get("MODEL", ""),
+            dimensions,
+            entry.get("OPTIONS", {}),
+            *limits.values(),
         )
 
     @property
@@ -100,7 +117,7 @@ class Settings:
     @property
     def ef_search(self) -> int:
         """``hnsw.ef_search`` of a search: more finds more and takes longer (1 to 1000)."""
-        return getattr(django_settings, "EMBEDSYNC_EF_SEARCH", 200)
+        return getattr(django_settings, "EMBEDSYNC_EF_SEARCH", 300)
 
     @property
     def query_cache(self) -> str | None:

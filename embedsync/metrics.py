@@ -3,27 +3,24 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import cache
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections, router, transaction
-from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from embedsync.declaration import EmbeddingModel, key_of, sidecars
-from embedsync.models import WorkerState
+from embedsync.embedders import made_embedders
 from embedsync.signals import embedding_failed, embeddings_updated
-from embedsync.state import ALIVE_SECONDS
-from embedsync.status import SidecarStatus, chosen, statuses
+from embedsync.status import SidecarStatus, chosen, statuses, workers
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, start_http_server
     from prometheus_client.exposition import choose_encoder
-    from prometheus_client.metrics_core import GaugeMetricFamily
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 except ImportError as error:
     raise ImproperlyConfigured(
         "embedsync.metrics needs the extra embedsync[prometheus]:"
@@ -32,7 +29,6 @@ except ImportError as error:
 
 logger = logging.getLogger("embedsync")
 
-ALIVE = timedelta(seconds=ALIVE_SECONDS)
 TIMEOUT_SECONDS = 5
 
 OF_DATABASES = {
@@ -49,6 +45,10 @@ OF_SIDECARS = {
     "embedsync_fill_left_rows": "Rows that a fill has before it, a million at most.",
     "embedsync_schema_error": "1 where a column or table is missing in the database.",
     "embedsync_not_served": "1 where settings, provider or declaration keep workers from it.",
+}
+OF_EMBEDDERS = {
+    "embedsync_calls": "Calls of an embedder.",
+    "embedsync_tokens": "Tokens of the texts that it was called for, about, if it does not count.",
 }
 
 
@@ -72,14 +72,13 @@ class StatusCollector:
             try:
                 with asked(using):
                     told = statuses(using, chosen([], using))
-                    recent = WorkerState.objects.using(using).filter(seen_at__gt=Now() - ALIVE)
-                    workers = recent.count()
+                    alive = sum(worker.is_alive for worker in workers(using))
             except Error as error:
                 logger.warning("database %r tells no metrics: %s", using, error)
                 found["embedsync_up"].add_metric([using], 0)
                 continue
             found["embedsync_up"].add_metric([using], 1)
-            found["embedsync_workers"].add_metric([using], workers)
+            found["embedsync_workers"].add_metric([using], alive)
             for status in told:
                 for name, value in values_of(status).items():
                     if value is not None:
@@ -105,8 +104,20 @@ class WorkerCounters:
         self.failures = counter("failures", "Attempts that failed.")
         # Not "parked_rows", which is a gauge: in OpenMetrics a family's name has no "_total".
         self.parked = counter("parked", "Rows that were given up.")
+        registry.register(self)
         embeddings_updated.connect(self.updated)
         embedding_failed.connect(self.failed)
+
+    def describe(self) -> list[CounterMetricFamily]:
+        return list(counted().values())
+
+    def collect(self) -> list[CounterMetricFamily]:
+        """What the embedders of this process count themselves."""
+        found = counted()
+        for alias, embedder in made_embedders().items():
+            found["embedsync_calls"].add_metric([alias], embedder.usage.calls)
+            found["embedsync_tokens"].add_metric([alias], embedder.usage.tokens)
+        return list(found.values())
 
     def updated(self, sidecar: type[EmbeddingModel], pks: Sequence[Any], **more: Any) -> None:
         """Receives ``embeddings_updated``."""
@@ -193,6 +204,14 @@ def families() -> dict[str, GaugeMetricFamily]:
         name: GaugeMetricFamily(name, documentation, labels=[label])
         for documented, label in labelled
         for name, documentation in documented.items()
+    }
+
+
+def counted() -> dict[str, CounterMetricFamily]:
+    """The counters of embedders, without values."""
+    return {
+        name: CounterMetricFamily(name, documentation, labels=["embedder"])
+        for name, documentation in OF_EMBEDDERS.items()
     }
 
 

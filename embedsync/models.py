@@ -18,6 +18,7 @@ __all__ = [
     "HNSW",
     "Chunks",
     "EmbeddedModel",
+    "EmbedderMinute",
     "Embedding",
     "EmbeddingManager",
     "EmbeddingModel",
@@ -127,6 +128,8 @@ class LedgerRow(models.Model):
 class WorkerState(models.Model):
     """A worker, as it said of itself at ``seen_at``: what it is doing, and rows settled so far.
 
+    When it was last heard of is in its session, too: see ``heard.sql``.
+
     ``serves`` has the fingerprint of each sidecar that it serves, ``errors`` why it does not serve
     others, or is refused by their provider. It says so when that changes, and now and then; one
     that has ended in order is not here.
@@ -167,6 +170,28 @@ class Minute(models.Model):
 
     def __str__(self) -> str:
         return f"{self.sidecar} {self.minute:%Y-%m-%d %H:%M}"
+
+
+class EmbedderMinute(models.Model):
+    """What all workers asked of an embedder in a minute: calls, and the tokens these took.
+
+    ``granted_rows`` and ``granted_tokens`` (about) are what they were allowed of its budget, if it
+    has one. Workers keep two days of them.
+    """
+
+    pk = models.CompositePrimaryKey("embedder", "minute")
+    embedder = models.TextField()
+    minute = models.DateTimeField()
+    calls = models.BigIntegerField(db_default=0)
+    tokens = models.BigIntegerField(db_default=0)
+    granted_rows = models.BigIntegerField(db_default=0)
+    granted_tokens = models.BigIntegerField(db_default=0)
+
+    class Meta:
+        db_table = "embedsync_embedder_minute"
+
+    def __str__(self) -> str:
+        return f"{self.embedder} {self.minute:%Y-%m-%d %H:%M}"
 
 
 class SidecarState(models.Model):

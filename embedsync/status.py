@@ -5,7 +5,8 @@ It only reads, loads no model, and needs no more than SELECT on embedsync's tabl
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from django.apps import apps
@@ -54,19 +55,32 @@ FROM (SELECT date_trunc('minute', statement_timestamp()) - interval '1 minute') 
 JOIN embedsync_minute ON minute >= since
 GROUP BY sidecar, since
 """
-WORKERS = """
+WORKERS = f"""
 SELECT name, doing, settled, serves, errors, started_at,
-    greatest(extract(epoch FROM statement_timestamp() - seen_at), 0)::float8
+    greatest(extract(epoch FROM statement_timestamp() - {statement("heard")}), 0)::float8
 FROM embedsync_worker
 ORDER BY started_at, name
+"""
+
+# What was asked of embedders in the last 24 hours, and what they were granted in this minute.
+EMBEDDERS = """
+SELECT alias, coalesce(sum(calls), 0)::bigint, coalesce(sum(tokens), 0)::bigint,
+    coalesce(sum(granted_rows) FILTER (WHERE minute = this_minute), 0)::bigint,
+    coalesce(sum(granted_tokens) FILTER (WHERE minute = this_minute), 0)::bigint
+FROM unnest(%s::text[]) AS u(alias)
+CROSS JOIN date_trunc('minute', statement_timestamp()) AS this_minute
+LEFT JOIN embedsync_embedder_minute
+    ON embedder = alias AND minute > this_minute - interval '24 hours'
+GROUP BY alias
+ORDER BY alias
 """
 
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """A worker: what it said of itself ``seen`` seconds ago.
+    """A worker, as it said of itself, and for how many seconds it has not been heard of (``seen``).
 
-    It ``is_alive`` as long as that is not long ago. ``settled`` are rows since ``started_at``,
+    It ``is_alive`` as long as that is not long. ``settled`` are rows since ``started_at``,
     ``serves`` the keys of sidecars, ``errors`` why it does not serve others or is refused, by key.
     """
 
@@ -81,6 +95,27 @@ class WorkerStatus:
     @property
     def is_alive(self) -> bool:
         return self.seen < ALIVE_SECONDS
+
+
+@dataclass(frozen=True)
+class EmbedderStatus:
+    """An embedder, by its alias: calls and tokens of all workers in the last 24 hours.
+
+    ``rows_per_minute`` and ``tokens_per_minute`` are its budget, None where it has none;
+    ``granted_rows`` and ``granted_tokens`` (about) are what is spent of it in this minute.
+    """
+
+    embedder: str
+    calls: int
+    tokens: int
+    granted_rows: int
+    granted_tokens: int
+    rows_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        return self.rows_per_minute is not None or self.tokens_per_minute is not None
 
 
 @dataclass(frozen=True)
@@ -207,6 +242,23 @@ def workers(using: str) -> list[WorkerStatus]:
             )
             for name, doing, settled, serves, errors, started_at, seen in cursor.fetchall()
         ]
+
+
+def embedders(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[EmbedderStatus]:
+    """The embedders of these sidecars, by alias."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(EMBEDDERS, [list({declaration_of(sidecar).embedder for sidecar in wanted})])
+        found = [EmbedderStatus(*row) for row in cursor.fetchall()]
+    limits: dict[str, tuple[int | None, int | None]] = {}
+    for status in found:
+        with suppress(ImproperlyConfigured):
+            config = settings.embedder(status.embedder)
+            limits[status.embedder] = config.rows_per_minute, config.tokens_per_minute
+    return [
+        replace(status, rows_per_minute=rows, tokens_per_minute=tokens)
+        for status in found
+        for rows, tokens in [limits.get(status.embedder, (None, None))]
+    ]
 
 
 def settings_error(sidecar: type[EmbeddingModel]) -> str:

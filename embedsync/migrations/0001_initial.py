@@ -145,6 +145,31 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="EmbedderMinute",
+            fields=[
+                (
+                    "pk",
+                    models.CompositePrimaryKey(
+                        "embedder",
+                        "minute",
+                        blank=True,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("embedder", models.TextField()),
+                ("minute", models.DateTimeField()),
+                ("calls", models.BigIntegerField(db_default=0)),
+                ("tokens", models.BigIntegerField(db_default=0)),
+                ("granted_rows", models.BigIntegerField(db_default=0)),
+                ("granted_tokens", models.BigIntegerField(db_default=0)),
+            ],
+            options={
+                "db_table": "embedsync_embedder_minute",
+            },
+        ),
+        migrations.CreateModel(
             name="WorkerState",
             fields=[
                 ("name", models.TextField(primary_key=True, serialize=False)),

@@ -16,10 +16,12 @@ from embedsync.declaration import EmbeddingModel, key_of
 from embedsync.management.arguments import seconds
 from embedsync.status import (
     COUNTED,
+    EmbedderStatus,
     Fill,
     SidecarStatus,
     WorkerStatus,
     chosen,
+    embedders,
     schema_errors,
     statuses,
     workers,
@@ -93,8 +95,9 @@ class Command(BaseCommand):
         with suppress(KeyboardInterrupt):
             while True:
                 found, alive = statuses(using, wanted), workers(using)
+                used = embedders(using, wanted)
                 self.stdout.write(CLEAR if self.stdout.isatty() else "", ending="")
-                self.show(found, alive)
+                self.show(found, alive, used)
                 time.sleep(every)
 
     def sidecars(
@@ -106,6 +109,7 @@ class Command(BaseCommand):
         max_lag: float | None,
     ) -> None:
         found, known = statuses(using, wanted), workers(using)
+        used = embedders(using, wanted)
         if as_json:
             listed = [
                 {
@@ -116,10 +120,13 @@ class Command(BaseCommand):
                 for worker in known
             ]
             self.write_json(
-                database=using, sidecars=[asdict(status) for status in found], workers=listed
+                database=using,
+                sidecars=[asdict(status) for status in found],
+                workers=listed,
+                embedders=[asdict(status) for status in used],
             )
         else:
-            self.show(found, known)
+            self.show(found, known, used)
         wrong = [status.sidecar for status in found if not status.is_well]
         if wrong:
             raise CommandError(f"Not served: {', '.join(wrong)}.")
@@ -128,7 +135,9 @@ class Command(BaseCommand):
             said = ", ".join(f"{one.sidecar} for {one.oldest_wait:.1f} s" for one in late)
             raise CommandError(f"Rows have waited for more than {max_lag:g} s: {said}.")
 
-    def show(self, found: list[SidecarStatus], known: list[WorkerStatus]) -> None:
+    def show(
+        self, found: list[SidecarStatus], known: list[WorkerStatus], used: list[EmbedderStatus]
+    ) -> None:
         lines = [COLUMNS, *map(cells, found)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         errors = [
@@ -150,6 +159,12 @@ class Command(BaseCommand):
                 f"  {worker.name}  {word}; {worker.settled} rows since"
                 f" {localtime(worker.started_at):%Y-%m-%d %H:%M}, seen {worker.seen:.0f} s ago"
             )
+
+        told = [embedder for embedder in used if embedder.calls or embedder.is_limited]
+        if told:
+            self.stdout.write("\nembedders, in 24 hours")
+        for embedder in told:
+            self.stdout.write(f"  {usage_in_words(embedder)}")
 
     def triggers(
         self, using: str, wanted: list[type[EmbeddingModel]], *, chosen: bool, as_json: bool
@@ -199,6 +214,17 @@ def cells(status: SidecarStatus) -> tuple[str, ...]:
         f"{status.rate:.1f}",
         fill_in_words(status.fill),
     )
+
+
+def usage_in_words(status: EmbedderStatus) -> str:
+    said = f"{status.embedder}  calls: {status.calls}, tokens: {status.tokens}"
+    for what, granted, limit in (
+        ("rows", status.granted_rows, status.rows_per_minute),
+        ("tokens", status.granted_tokens, status.tokens_per_minute),
+    ):
+        if limit is not None:
+            said += f"; {granted} of {limit} {what} of this minute"
+    return said
 
 
 def fill_in_words(fill: Fill) -> str:
