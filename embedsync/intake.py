@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from django.db import DatabaseError, OperationalError
 
+from embedsync.claim import Claim
 from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate
 from embedsync.declaration import EmbeddingModel
-from embedsync.queue import Claim, Queue
+from embedsync.queue import Queue
 from embedsync.service import Service
 from embedsync.signals import tell_failed
 
@@ -32,12 +33,6 @@ class Intake:
         self.unfilled: set[str] = set()
         self.behind = True
 
-    def is_idle(self, ready: list[str]) -> bool:
-        """Whether there is nothing to take, by one look that costs next to nothing."""
-        if self.unfilled.intersection(ready):
-            return False
-        return not self.queue.peek(list(self.services), ready)
-
     def take(self, claims: list[Claim], ready: list[str], size: int) -> int:
         """Take about ``size`` rows of the sidecars ``ready`` into ``claims``.
 
@@ -47,17 +42,21 @@ class Intake:
         def room() -> int:
             return size - sum(len(claim.attempts) for claim in claims)
 
-        truncated, hops = self.queue.rare(list(self.services))
+        events, rare, due = self.queue.peek(list(self.services), ready)
+        truncated, hops = self.queue.rare(list(self.services)) if rare else ([], [])
         self.unfilled |= set(truncated)
         expanded = self._expand(hops)
         ready = [key for key in ready if key in self.services]  # some may just have been given up
         # A share for retries and one for the fill, however many events come in.
-        claims += self._due(ready, max(1, size // 4))
+        if due or expanded:
+            claims += self._due(ready, max(1, size // 4))
         retries = size - room()
         unfilled = sorted(self.unfilled.intersection(ready))
         reserve = size // 4 if unfilled else 0
-        picked, folded = self.queue.fold(ready, max(1, room() - reserve))
-        claims += folded
+        picked = 0
+        if events:
+            picked, folded = self.queue.fold(ready, max(1, room() - reserve))
+            claims += folded
         if retries >= size // 4 and room() > reserve:
             claims += self._due(ready, room() - reserve)
         for key in unfilled:

@@ -7,8 +7,9 @@ from typing import Self
 
 from django.db import DatabaseError, InterfaceError, connections
 
+from embedsync.claim import Claim
 from embedsync.conf import settings
-from embedsync.queue import Claim, Queue
+from embedsync.queue import Queue
 
 logger = logging.getLogger("embedsync")
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from django.db import DataError, ProgrammingError, connections, transaction
+from django.db import DataError, ProgrammingError, transaction
 from pgvector import HalfVector, Vector
 
 from embedsync import state
+from embedsync.claim import Claim, Written, claims, whose
 from embedsync.conf import settings
 from embedsync.database import (
+    asked,
     binary_cursor,
     names_of,
     related_sql,
@@ -29,7 +31,8 @@ from embedsync.passages import Rewritten
 from embedsync.passages import write as write_passages
 from embedsync.sql import statement
 
-# A look at the whole inbox may take this share of a worker's time, and comes every 2 s at least.
+# A look at the whole inbox, or at all that may be due, may take this share of a worker's time, and
+# comes every 2 s at least.
 FULL_LOOK_SHARE = 0.02
 FULL_LOOK_SECONDS = 2.0
 # Events of related rows that are looked at together; each may belong to many rows, all of which are
@@ -38,36 +41,6 @@ HOPS_AT_ONCE = 50
 ROWS_OF_A_HOP = 10_000
 # A fold takes so many times its share of events at most: rows need not go on as they have begun.
 EVENTS_PER_ROW = 8.0
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Rows of one sidecar that are leased to this worker: attempts by key, this one counted.
-
-    ``filling`` says that a fill found them, rather than an event or a retry.
-    """
-
-    key: str
-    token: UUID
-    attempts: dict[str, int]
-    filling: bool = False
-
-    @property
-    def pks(self) -> list[str]:
-        # In the order in which every worker locks; Python's order of str is that of COLLATE "C".
-        return sorted(self.attempts)
-
-
-@dataclass
-class Written:
-    """What one COMPLETE did: keys that got a vector, keys that are settled, and how many are not.
-
-    Those are lost: no longer leased to this worker.
-    """
-
-    written: list[str] = field(default_factory=list)
-    settled: set[str] = field(default_factory=set)
-    lost: int = 0
 
 
 @dataclass
@@ -81,6 +54,8 @@ class Queue:
     _next_full_look: float = 0.0
     _events_per_row: float = 1.0  # of late
     _share: int = 1  # of the related rows that are looked for at a time
+    _not_due: dict[str, float] = field(default_factory=dict)  # since when, in the server's time
+    _next_due_look: float = 0.0
 
     def transaction(self) -> AbstractContextManager[Any]:
         return worker_transaction(self.using)
@@ -108,17 +83,28 @@ class Queue:
             self._looked(started)
         return picked, claims(((key, pk, n) for *_, key, pk, n in rows if key is not None), token)
 
-    def peek(self, served: Sequence[str], ready: Sequence[str]) -> bool:
-        """Whether there are events, or rows of the sidecars ``ready`` that are due."""
+    def peek(self, served: Sequence[str], ready: Sequence[str]) -> tuple[bool, bool, bool]:
+        """Whether ``fold``, ``rare`` and ``due`` (of those ``ready``) would find anything."""
         full_look, low, started = self._look()
-        with connections[self.using].cursor() as cursor:
-            cursor.execute(
-                statement("peek"), {"low": low, "served": list(served), "ready": list(ready)}
-            )
-            found = bool(cursor.fetchone()[0])
-        if full_look and not found:  # otherwise a fold is going to look
+        if look_at_all := started >= self._next_due_look:
+            self._not_due.clear()
+        since = [self._not_due.get(key) for key in ready]
+        parameters = {"low": low, "served": list(served), "ready": list(ready), "since": since}
+        events, rare, due, now = asked(self.using, statement("peek"), parameters)
+        if full_look and not events:  # otherwise a fold is going to look
             self._looked(started)
-        return found
+        if look_at_all:
+            self._next_due_look = self._next_look(started)
+        if due:
+            self._not_due.clear()  # there may be more than the next batch takes
+        else:
+            self._not_due.update(dict.fromkeys(ready, now))
+        return events, rare, due
+
+    def look_everywhere(self) -> None:
+        """Let the next question be about all there is, whatever was there before."""
+        self.low = 0
+        self._not_due.clear()
 
     def _look(self) -> tuple[bool, int, float]:
         """Whether to look at the whole inbox, from which seq on, and when this look began."""
@@ -128,8 +114,11 @@ class Queue:
 
     def _looked(self, started: float) -> None:
         # Order of commit is not order of seq, so there may be events below the mark.
+        self._next_full_look = self._next_look(started)
+
+    def _next_look(self, started: float) -> float:
         took = time.monotonic() - started
-        self._next_full_look = started + min(took / FULL_LOOK_SHARE, FULL_LOOK_SECONDS)
+        return started + min(took / FULL_LOOK_SHARE, FULL_LOOK_SECONDS)
 
     def due(self, served: Sequence[str], limit: int) -> list[Claim]:
         """Lease at most ``limit`` rows whose time has come; park those tried too often.
@@ -368,7 +357,7 @@ class Queue:
                 "SELECT (SELECT count(DISTINCT (sidecar, source_pk)) FROM embedsync_inbox"
                 " WHERE sidecar = ANY(%(filled)s) AND kind = 'row')"
                 " + (SELECT count(*) FROM embedsync_ledger"
-                " WHERE sidecar = ANY(%(filled)s) AND run_at <= clock_timestamp())",
+                " WHERE sidecar = ANY(%(filled)s) AND run_at <= statement_timestamp())",
                 {"filled": list(served.keys() - unfilled.keys())},
             )
             owed: int = cursor.fetchone()[0]
@@ -384,16 +373,3 @@ class Queue:
             )
             waiting, parked = cursor.fetchone()
         return waiting, parked
-
-
-def whose(claim: Claim) -> dict[str, Any]:
-    """What a claim's rows are known by in the ledger."""
-    return {"key": claim.key, "token": claim.token}
-
-
-def claims(rows: Iterable[tuple[str, str, int]], token: UUID) -> list[Claim]:
-    """Leased rows (sidecar, key, attempts), by sidecar."""
-    by_sidecar: dict[str, dict[str, int]] = {}
-    for key, pk, attempts in rows:
-        by_sidecar.setdefault(key, {})[pk] = attempts
-    return [Claim(key, token, attempts) for key, attempts in sorted(by_sidecar.items())]

@@ -3,12 +3,14 @@
 import bisect
 import math
 import signal
+import uuid
 
 import pytest
 from django.db import connection
 
 from embedsync.models import Inbox
 from embedsync.queue import Queue
+from embedsync.sql import statement
 from tests.application import Application, begin, is_settled, settle, uncommitted
 from tests.books import KEY, BookEmbedding, execute
 from tests.library.models import Book
@@ -84,6 +86,63 @@ def test_looking_for_events_costs_no_more_at_the_end_of_a_backlog(drain, held):
     assert order == [
         set(range(first + 1, first + BATCH + 1)) for first in range(0, 20 * BATCH, BATCH)
     ]
+
+
+def blocks(move, parameters):
+    """The buffers that a statement touches."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement(move)}", parameters)
+        [[explained]] = cursor.fetchone()
+    return explained["Plan"]["Shared Hit Blocks"] + explained["Plan"]["Shared Read Blocks"]
+
+
+def owe(rows, run_at):
+    execute(
+        "INSERT INTO embedsync_ledger (sidecar, source_pk, run_at, queued_at)"
+        f" SELECT '{KEY}', n::text, {run_at}, now() FROM generate_series(1, {rows}) n"
+    )
+
+
+@pytest.mark.parametrize("move", ["peek", "due"])
+def test_rows_whose_time_has_not_come_are_not_walked_through(drain, move):
+    """As after an outage of a provider: all that is owed waits for its next attempt."""
+    drain()
+    owe(20_000, "now() + interval '1 hour'")
+    execute("VACUUM ANALYZE embedsync_ledger")
+    worker = {"token": uuid.uuid4(), "lease": 60, "worker": "me"}
+    more = {"low": 0, "ready": [KEY], "since": [0.0], "limit": 100, "max_attempts": 5}
+    assert blocks(move, {"served": [KEY], **worker, **more}) < 20
+
+
+def test_what_was_due_is_not_walked_through_again_and_again(drain):
+    """With xmin held elsewhere what is done stays in the index, where its lease would have ended.
+
+    A row that is committed late is found by the next look at all.
+    """
+    drain()
+    owe(20_000, "now() - interval '1 hour'")
+    queue, asked = Queue("default", "me"), []
+
+    def note(execute, sql, params, many, context):
+        asked.append(params)
+        return execute(sql, params, many, context)
+
+    with uncommitted(OLD):
+        execute("DELETE FROM embedsync_ledger")
+        with connection.execute_wrapper(note):
+            assert not any(queue.peek([KEY], [KEY]))
+            queue._next_due_look = math.inf
+            assert not any(queue.peek([KEY], [KEY]))
+        at_first, later = (blocks("peek", parameters) for parameters in asked)
+        assert at_first > 100
+        assert later < 20
+    owe(1, "now() - interval '1 hour'")
+    assert not any(queue.peek([KEY], [KEY]))
+    queue._next_due_look = 0.0
+    # And then as long as there is any: one batch may not take all.
+    for _ in range(3):
+        assert queue.peek([KEY], [KEY]) == (False, False, True)
+        queue._next_due_look = math.inf
 
 
 def test_a_backlog_is_worked_off_oldest_first(drain, worker_process):

@@ -11,6 +11,7 @@ from django.db import connection
 from psycopg.pq import TransactionStatus
 
 from embedsync.models import Inbox
+from embedsync.queue import Queue
 from tests.application import (
     Application,
     begin,
@@ -19,7 +20,7 @@ from tests.application import (
     settle,
     uncommitted,
 )
-from tests.books import BookEmbedding, execute
+from tests.books import KEY, BookEmbedding, execute
 from tests.library.models import Book
 from tests.sync import assert_in_step, stored_vectors
 from tests.workers import until
@@ -231,6 +232,26 @@ def test_no_more_transactions_are_refused_than_without_capture(
     until(is_settled)
     assert_in_step(BookEmbedding)
     assert "the database failed" not in end(worker)
+
+
+def test_what_an_idle_worker_has_read_is_no_reason_to_refuse(drain, serializable):
+    """Fault 47: its only question is asked outside of its transactions."""
+    drain()
+    connection.close()
+    with Application() as application:
+        client = application.client()
+        # As long as it is open, what others have read is kept.
+        client.execute("BEGIN")
+        client.execute("UPDATE library_book SET year = 0")
+        assert Queue("default", "idle").peek([KEY], [KEY]) == (False, False, False)
+        assert (
+            query(
+                "SELECT count(*) FROM pg_locks WHERE mode = 'SIReadLock'"
+                " AND relation::regclass::text LIKE 'embedsync%'"
+            )
+            == 0
+        )
+        client.execute("ROLLBACK")
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from django.db import connection, connections, transaction
 from django.utils import timezone
 
+from embedsync.claim import Claim
 from embedsync.lease import LeaseKeeper
 from embedsync.models import Ledger, SidecarState
-from embedsync.queue import Claim
 from embedsync.state import SupersededError
 from embedsync.worker import Worker
 from tests.books import KEY, BookEmbedding

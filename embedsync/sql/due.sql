@@ -5,7 +5,9 @@ WITH due AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT ctid
         FROM embedsync_ledger
-        WHERE sidecar = s.key AND run_at <= clock_timestamp()
+        -- Not clock_timestamp(): it is no condition of an index, and all that is leased or waits
+        -- for its time would be walked through.
+        WHERE sidecar = s.key AND run_at <= statement_timestamp()
         ORDER BY run_at
         LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED

@@ -1,0 +1,49 @@
+"""A claim: rows that are leased to a worker, and what became of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Rows of one sidecar that are leased to this worker: attempts by key, this one counted.
+
+    ``filling`` says that a fill found them, rather than an event or a retry.
+    """
+
+    key: str
+    token: UUID
+    attempts: dict[str, int]
+    filling: bool = False
+
+    @property
+    def pks(self) -> list[str]:
+        # In the order in which every worker locks; Python's order of str is that of COLLATE "C".
+        return sorted(self.attempts)
+
+
+@dataclass
+class Written:
+    """What one COMPLETE did: keys that got a vector, keys that are settled, and how many are not.
+
+    Those are lost: no longer leased to this worker.
+    """
+
+    written: list[str] = field(default_factory=list)
+    settled: set[str] = field(default_factory=set)
+    lost: int = 0
+
+
+def whose(claim: Claim) -> dict[str, Any]:
+    """What a claim's rows are known by in the ledger."""
+    return {"key": claim.key, "token": claim.token}
+
+
+def claims(rows: Iterable[tuple[str, str, int]], token: UUID) -> list[Claim]:
+    """Leased rows (sidecar, key, attempts), by sidecar."""
+    by_sidecar: dict[str, dict[str, int]] = {}
+    for key, pk, attempts in rows:
+        by_sidecar.setdefault(key, {})[pk] = attempts
+    return [Claim(key, token, attempts) for key, attempts in sorted(by_sidecar.items())]
