@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db import models, router
-from django.db.models import Case, F, Func, Q, Value, When
+from django.db.models import Case, F, Func, Value, When
 from django.db.models.functions import Now
+from django.db.models.lookups import GreaterThan
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.text import Truncator
@@ -24,6 +25,7 @@ from embedsync import ledger
 from embedsync.chart import STEPS, Chart
 from embedsync.declaration import key_of
 from embedsync.models import LedgerRow, SidecarState, WorkerState
+from embedsync.sql import statement
 from embedsync.state import ALIVE_SECONDS
 from embedsync.status import COUNTED, SidecarStatus, chosen, statuses
 
@@ -44,6 +46,9 @@ FIRST_LINE = Func(
     function="split_part",
     output_field=models.TextField(),
 )
+# Of a worker, by the database's clock.
+LAST_HEARD = Func(template=statement("heard"), output_field=models.DateTimeField())
+IS_ALIVE = GreaterThan(LAST_HEARD, Now() - ALIVE)
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
@@ -273,7 +278,8 @@ class SidecarStateAdmin(ReadOnlyAdmin):
     ) -> HttpResponse:
         context["chart"] = Chart.of(context["original"].pk, request.GET.get("hours", ""))
         context["hours"] = list(STEPS)
-        context["workers"] = WorkerState.objects.filter(is_alive()).order_by("name")
+        alive = WorkerState.objects.annotate(heard_at=LAST_HEARD).filter(IS_ALIVE)
+        context["workers"] = alive.order_by("name")
         return super().render_change_form(request, context, *args, **kwargs)
 
 
@@ -281,23 +287,22 @@ class SidecarStateAdmin(ReadOnlyAdmin):
 class WorkerStateAdmin(ReadOnlyAdmin):
     """The workers that have not ended in order, those that died included."""
 
-    readonly_fields: ClassVar[Any] = ["name", "alive", "doing", "started_at", "seen_at", "settled"]
+    readonly_fields: ClassVar[Any] = ["name", "alive", "doing", "started_at", "heard_at", "settled"]
     fields = list_display = readonly_fields
     search_fields = ["name"]
     ordering = ["name"]
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        alive = models.ExpressionWrapper(is_alive(), output_field=models.BooleanField())
-        return super().get_queryset(request).annotate(alive=alive)
+        found = super().get_queryset(request).annotate(heard_at=LAST_HEARD)
+        return found.annotate(alive=IS_ALIVE)
 
     @admin.display(boolean=True)
     def alive(self, worker: Any) -> bool:
         return bool(worker.alive)
 
-
-def is_alive() -> Q:
-    """Of a worker: whether it was seen lately, by the database's clock."""
-    return Q(seen_at__gt=Now() - ALIVE)
+    @admin.display(description="last heard of")
+    def heard_at(self, worker: Any) -> Any:
+        return worker.heard_at
 
 
 def pairs_of(rows: "models.QuerySet[Any]") -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -75,6 +75,36 @@ def worker_transaction(using: str) -> Iterator[Any]:
         if sqlstate(error) in FOR_NOW:
             raise OperationalError(*error.args) from error.__cause__
         raise
+
+
+def asked(using: str, sql: str, parameters: dict[str, Any]) -> Any:
+    """The one row of a question, asked without the cost of a transaction.
+
+    Where a database's default is SERIALIZABLE it is not asked so: the application's writes would be
+    refused because of what an idle worker has read.
+    """
+    connection: Any = connections[using]
+    nested = connection.in_atomic_block  # where a failure must not break all
+    # One message of two statements is a transaction, unless parameters are sent apart.
+    alone = not nested and not connection.features.uses_server_side_binding
+    first = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;\n" if alone else ""
+    with transaction.atomic(using) if nested else nullcontext(), connection.cursor() as cursor:
+        cursor.execute(first + sql, parameters)
+        if alone:
+            cursor.nextset()
+        return cursor.fetchone()
+
+
+def is_own_session(using: str) -> bool:
+    """Whether settings stay with this connection.
+
+    Behind a pooler the session is the pooler's, and somebody else's in a moment.
+    """
+    connection: Any = connections[using]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    return bool(pid == connection.connection.info.backend_pid)
 
 
 @contextmanager

@@ -6,13 +6,15 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from embedsync.database import worker_transaction
+from django.db import connections
+
+from embedsync.database import is_own_session, worker_transaction
 from embedsync.sql import statement
 
 FIRST_SECONDS = 2.0  # so that short runs, and those with nothing to do, write nothing
 BUSY_SECONDS = 10.0
-# The only transactions of a worker with nothing to do.
 IDLE_SECONDS = 60.0
 SAMPLE_SECONDS = 60.0
 PRUNE_SECONDS = 3600.0
@@ -30,8 +32,11 @@ class Heartbeat:
         self.alive = alive
         self.settled = 0
         self._counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        self._used: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         self._said: dict[str, str] = {}
-        self._is_known = False
+        self._written: dict[str, str] = {}
+        self._session: Any = None  # in which it has said so
+        self._is_named = False
         self._beat_at = time.monotonic() + FIRST_SECONDS
         self._sample_at = self._prune_at = 0.0
         self._touch_at = 0.0
@@ -42,6 +47,12 @@ class Heartbeat:
         for place, more in enumerate((embedded, unchanged, failed)):
             counts[place] += more
         self.settled += embedded + unchanged
+
+    def use(self, embedder: str, calls: int, tokens: int) -> None:
+        """Count calls of an embedder, by its alias, and tokens."""
+        used = self._used[embedder]
+        used[0] += calls
+        used[1] += tokens
 
     def beat(
         self, doing: str, serves: Mapping[str, str], errors: Mapping[str, str], stuck: float = 0.0
@@ -61,6 +72,8 @@ class Heartbeat:
             self._said = said
             # Soon, but not at each of many short pieces of work.
             self._beat_at = min(self._beat_at, now + FIRST_SECONDS)
+        elif self._session not in (None, connections[self.using].connection):
+            self._beat_at = min(self._beat_at, now + FIRST_SECONDS)
         if now >= self._beat_at:
             self._beat_at = now + (BUSY_SECONDS if doing or self._counts else IDLE_SECONDS)
             self._write(now, list(serves))
@@ -70,18 +83,35 @@ class Heartbeat:
         self._beat_at = 0.0
 
     def _write(self, now: float, served: list[str]) -> None:
+        is_silent = self._said == self._written and not self._counts and self._is_heard()
         with worker_transaction(self.using) as cursor:
-            cursor.execute(
-                statement("beat"), {"name": self.name, "settled": self.settled, **self._said}
-            )
+            if not is_silent:
+                cursor.execute(
+                    statement("beat"), {"name": self.name, "settled": self.settled, **self._said}
+                )
             if now >= self._sample_at:
                 self._sample_at = now + SAMPLE_SECONDS
                 cursor.execute(statement("sample"), {"served": served})
             if now >= self._prune_at:
                 self._prune_at = now + PRUNE_SECONDS
-                cursor.execute(statement("prune"))
-        self._is_known = True
+                cursor.execute(statement("prune").replace("{heard}", statement("heard")))
+        self._written = dict(self._said)
+        self._session = connections[self.using].connection
         self._note()
+
+    def _is_heard(self) -> bool:
+        """Whether the session tells that this worker is alive, so that it need not write it."""
+        with connections[self.using].cursor() as cursor:
+            cursor.execute(
+                "SELECT EXISTS (SELECT FROM embedsync_worker WHERE name = %s)", [self.name]
+            )
+            (is_known,) = cursor.fetchone()
+            is_own = is_own_session(self.using)
+            if is_own:
+                name = f"embedsync {self.name[-50:]}"
+                cursor.execute("SELECT set_config('application_name', %s, false)", [name])
+                self._is_named = True
+        return bool(is_own and is_known)
 
     def _note(self) -> None:
         """Add what was counted to the minute's figures."""
@@ -93,13 +123,24 @@ class Heartbeat:
         counts = dict(zip(names, map(list, columns), strict=True))
         with worker_transaction(self.using) as cursor:
             cursor.execute(statement("minute"), {"keys": keys, **counts})
+            aliases = sorted(alias for alias, used in self._used.items() if any(used))
+            used = {
+                name: [self._used[alias][place] for alias in aliases]
+                for place, name in enumerate(("calls", "tokens"))
+            }
+            if aliases:
+                cursor.execute(statement("used"), {"embedders": aliases, **used})
         self._counts.clear()
+        self._used.clear()
 
     def end(self) -> None:
         """The worker ends, in order."""
         if self.alive is not None:
             self.alive.unlink(missing_ok=True)
-        if self._is_known:
+        if self._written:
+            if self._is_named:
+                with connections[self.using].cursor() as cursor:
+                    cursor.execute("RESET application_name")
             with worker_transaction(self.using) as cursor:
                 cursor.execute("DELETE FROM embedsync_worker WHERE name = %s", [self.name])
         self._note()

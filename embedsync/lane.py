@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from pgvector import HalfVector, Vector
 
+from embedsync.claim import Claim
+from embedsync.embedders.usage import tokens_of
 from embedsync.passages import Passages, Rewritten
-from embedsync.queue import Claim
 from embedsync.service import Asked, Embedded, Service
 
 
@@ -46,6 +47,29 @@ class Part:
             for pk in self.changed
             for ordinal in self.rows[pk].wanted.values()
         }
+
+    def leave_to_budget(self) -> list[str]:
+        """Take out the rows for which the embedder's budget has no room now; their keys."""
+        if not self.service.budget.is_limited:
+            return []
+        wanted = {pk: set(self.rows[pk].wanted_texts) for pk in self.changed}
+        every = {text for texts in wanted.values() for text in texts}
+        paid = {text for text in every if self.service.recent.get(text) is not None}
+        costs, seen = dict[str, int](), set(paid)
+        for pk, texts in wanted.items():
+            if new := texts - seen:
+                costs[pk] = tokens_of(list(new))
+                seen |= new
+        if self.service.breaker.failures:
+            # Of these only a probe is certain to be asked.
+            costs = dict(list(costs.items())[:1])
+        for pk in self.service.budget.grant(costs) if costs else ():
+            paid |= wanted[pk]
+        left = {pk for pk, texts in wanted.items() if not texts <= paid}
+        for pk in left:
+            del self.rows[pk]
+        self.pks = [pk for pk in self.pks if pk not in left]
+        return sorted(left)
 
     def ready(
         self, found: Embedded
@@ -88,6 +112,8 @@ class Lane:
     def __init__(self, alias: str, concurrency: int) -> None:
         self.waiting: deque[Part] = deque()
         self.running: dict[Future[Embedded], Part] = {}
+        # Of a model that counts tokens, before texts are cut: it may take long, or hang.
+        self.loading: tuple[Future[Exception | None], Service] | None = None
         self.moved_at = time.monotonic()  # when a call began or was answered
         self._concurrency = concurrency
         self._threads = ThreadPoolExecutor(concurrency, f"embedsync-{alias}")
@@ -109,7 +135,7 @@ class Lane:
     @property
     def stuck_seconds(self) -> float:
         """For how long none of the calls has been answered."""
-        return time.monotonic() - self.moved_at if self.running else 0.0
+        return time.monotonic() - self.moved_at if self.running or self.loading else 0.0
 
     @property
     def room(self) -> int:
@@ -118,7 +144,7 @@ class Lane:
 
     def next(self, *, suspect_elsewhere: bool) -> Part | None:
         """The next part, if it may begin now."""
-        if not self.waiting or self.room <= 0:
+        if self.loading or not self.waiting or self.room <= 0:
             return None
         if self.waiting[0].service.breaker.failures and not self.running:
             # Any of them: the first may be what makes the provider fail.
@@ -138,10 +164,19 @@ class Lane:
             self.moved_at = time.monotonic()  # it is asked between two calls
             return is_left()
 
-        if not self.running:
-            self.moved_at = time.monotonic()
+        self._note_begin()
         call = self._threads.submit(part.service.embed, texts, stopped, suspect=part.alone)
         self.running[call] = part
+
+    def load(self, part: Part) -> None:
+        """Have a part's model loaded in a thread of this lane; until then none begins."""
+        self._note_begin()
+        self.loading = self._threads.submit(part.service.load), part.service
+        self.waiting.appendleft(part)
+
+    def _note_begin(self) -> None:
+        if not self.running:
+            self.moved_at = time.monotonic()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

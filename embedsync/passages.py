@@ -39,6 +39,11 @@ class Passages:
             self.wanted = {digests[n]: n for n in self.changed if digests[n] not in known}
 
     @property
+    def wanted_texts(self) -> list[str]:
+        """The texts of those that are wanted."""
+        return [self.texts[ordinal] for ordinal in self.wanted.values()]
+
+    @property
     def is_stored(self) -> bool:
         """Whether what is stored is this, all of it and no more."""
         return not self.changed and len(self.stored.digests) == len(self.digests)

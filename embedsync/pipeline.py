@@ -7,25 +7,26 @@ last. Only that thread talks to the database.
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, InterfaceError, OperationalError, ProgrammingError
 
 from embedsync import state
 from embedsync.breaker import jitter
+from embedsync.claim import Claim
 from embedsync.conf import settings
 from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate
-from embedsync.declaration import EmbeddingModel, declaration_of
-from embedsync.embedders import MismatchError, RefusedError, UnavailableError
+from embedsync.declaration import EmbeddingModel, declaration_of, key_of
+from embedsync.embedders import RefusedError, UnavailableError
+from embedsync.embedders.usage import CHARACTERS
 from embedsync.lane import Lane, Part, Settled
 from embedsync.passages import passages_of
-from embedsync.queue import Claim, Queue
+from embedsync.queue import Queue
 from embedsync.service import Asked, Embedded, Service, halves
 from embedsync.text import read
-from embedsync.tokens import CHARACTERS
 
 logger = logging.getLogger("embedsync")
 
@@ -137,7 +138,11 @@ class Pipeline:
                 moved += 1
                 with self._answering_for(part):
                     self._begin(lane, part)
-        calls = [call for lane in self._lanes.values() for call in lane.running]
+        calls: list[Future[Any]] = [
+            call
+            for lane in self._lanes.values()
+            for call in [*lane.running, *(lane.loading or ())[:1]]
+        ]
         if calls:
             wait(calls, 0.0 if moved else patience, FIRST_COMPLETED)
         for lane in self._lanes.values():
@@ -146,6 +151,7 @@ class Pipeline:
                 moved += 1
                 with self._answering_for(part), self._blaming(lane, part):
                     self._write(part, call.result())
+            moved += self._see_to_loading(lane)
         self._return_owed()
         # The leases of a call that hangs run out, so that another worker takes its rows over.
         held = {
@@ -216,22 +222,24 @@ class Pipeline:
         wanted: dict[Asked, str] = {}
         with self._blaming(lane, part):
             using, sidecar = self.queue.using, part.service.sidecar
+            if not part.service.can_cut:
+                lane.load(part)
+                return
             if not part.counted:
                 self.queue.count(part.claim, part.pks, 1)
                 part.counted = True
-            try:
-                splitter = part.service.splitter
-            except (ImproperlyConfigured, MismatchError) as error:
-                self._give_up(sidecar, error)
-                self.release(part, part.pks, error)
-                return
             found = read(sidecar, part.pks, using, self._bytes(part.service))
             if len(found.pks) < len(part.pks):
                 lane.waiting.appendleft(replace(part, pks=part.pks[len(found.pks) :]))
                 part.pks = found.pks
-            part.rows = passages_of(found, part.service.embedder.fingerprint, splitter)
+            part.rows = passages_of(found, part.service.embedder.fingerprint, part.service.splitter)
             part.blank = [pk for pk in found.texts if pk not in part.rows]
             part.unchanged = {pk for pk, row in part.rows.items() if row.is_stored}
+            if left := part.leave_to_budget():
+                key, about = part.claim.key, {"sidecar": part.claim.key, "rows": len(left)}
+                said = "%s: the budget of its embedder has no room for %d rows now"
+                logger.info(said, key, len(left), extra=about)
+                self.release(part, left)
             wanted = part.wanted
             if not wanted:
                 self._write(part, Embedded())
@@ -248,6 +256,18 @@ class Pipeline:
             return limit
         call = service.embedder.batch_size * service.chunks.size * CHARACTERS
         return min(limit, CALLS_OF_A_PART * call)
+
+    def _see_to_loading(self, lane: Lane) -> int:
+        """Where a model has been loaded parts may begin; or its sidecar is given up, and theirs."""
+        if lane.loading is None or not lane.loading[0].done():
+            return 0
+        (loaded, service), is_late = lane.loading, lane.stuck_seconds >= HUNG_SECONDS
+        lane.loading = None
+        self._note(service, loaded.result())
+        if is_late:  # their leases have run out
+            self._owe(lane.waiting)
+            lane.waiting.clear()
+        return 1
 
     def _write(self, part: Part, found: Embedded) -> None:
         """Write vectors and settle rows, and see to those that could not be embedded."""
@@ -272,20 +292,23 @@ class Pipeline:
         failed = {pk: self._hand_back(part, [pk], fault) for pk, fault in found.failed.items()}
         ready = vectors.keys() | passages.keys()
         left = [pk for pk in part.changed if pk not in ready and pk not in failed]
-        trouble = found.trouble
-        if isinstance(trouble, UnavailableError):
-            level = logging.ERROR if isinstance(trouble, RefusedError) else logging.WARNING
-            seconds = service.breaker.seconds_left
-            about = {"sidecar": claim.key, "seconds": seconds}
-            said = "%s waits %.1f s for its provider: %s"
-            logger.log(level, said, claim.key, seconds, trouble, extra=about)
-        elif trouble is not None:
-            self._give_up(service.sidecar, trouble)
-        self.release(part, left, trouble)
+        self._note(service, found.trouble)
+        self.release(part, left, found.trouble)
         # Not lost to another worker, if a migration has just reset the sidecar's state.
         lost = [pk for pk in part.pks if pk not in done.settled and pk not in (*failed, *left)]
         self.release(part, lost)
         self._settled(Settled(part, len(done.settled) + len(failed), done.written, failed))
+
+    def _note(self, service: Service, trouble: Exception | None) -> None:
+        """A provider is waited for; a sidecar whose settings are wrong is given up."""
+        if isinstance(trouble, UnavailableError):
+            level = logging.ERROR if isinstance(trouble, RefusedError) else logging.WARNING
+            key, seconds = key_of(service.sidecar), service.breaker.seconds_left
+            about = {"sidecar": key, "seconds": seconds}
+            said = "%s waits %.1f s for its provider: %s"
+            logger.log(level, said, key, seconds, trouble, extra=about)
+        elif trouble is not None:
+            self._give_up(service.sidecar, trouble)
 
     def _warn(self, service: Service, cut: int) -> None:
         """Say once of a sidecar that texts are longer than its model reads."""

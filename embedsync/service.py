@@ -11,10 +11,12 @@ from pgvector import HalfVector, Vector
 
 from embedsync import state
 from embedsync.breaker import Breaker
+from embedsync.budget import Budget
 from embedsync.chunks import Chunks
 from embedsync.declaration import EmbeddingModel, declaration_of
 from embedsync.embedders import Embedder, MismatchError, UnavailableError
 from embedsync.embedders.trouble import trouble_of
+from embedsync.recent import Made, Recent
 from embedsync.space import stored
 from embedsync.splitter import Splitter
 from embedsync.tokens import Measure
@@ -39,14 +41,36 @@ class Embedded:
     cut: set[str] = field(default_factory=set)
     trouble: Exception | None = None
 
+    def wants(self, keys: list[Asked]) -> bool:
+        """Whether a row that has a text has not failed because of another one."""
+        return any(pk not in self.failed for pk, _ in keys)
 
-@dataclass(frozen=True)
+    def add(self, keys: list[Asked], made: Made) -> None:
+        """What became of a text that these have."""
+        self.vectors.update(dict.fromkeys(keys, made.vector))
+        if made.is_cut:
+            self.cut.update(pk for pk, _ in keys)
+
+
+@dataclass(eq=False)
 class Service:
-    """A sidecar that a worker serves, what makes its vectors, and the breaker of its provider."""
+    """A sidecar that a worker serves, what makes its vectors, and what may keep that from it.
+
+    ``splitter`` cuts texts into passages, where they are to be cut and its model is loaded;
+    ``is_away`` says that a provider was in trouble when it should have been.
+    """
 
     sidecar: type[EmbeddingModel]
     embedder: Embedder
     breaker: Breaker
+    budget: Budget
+    splitter: Splitter | None = field(default=None, init=False)
+    is_away: bool = field(default=False, init=False)
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether its embedder may be asked now."""
+        return not self.breaker.is_open and not self.budget.seconds_left
 
     @property
     def fingerprint(self) -> str:
@@ -56,10 +80,33 @@ class Service:
     def chunks(self) -> Chunks | None:
         return declaration_of(self.sidecar).chunks
 
+    @property
+    def can_cut(self) -> bool:
+        """Whether texts can be cut at once; otherwise the model has to be loaded first."""
+        return self.chunks is None or self.splitter is not None
+
+    def load(self) -> Exception | None:
+        """Load what cuts texts. Returns why it cannot be loaded: no text is to blame for that."""
+        assert self.chunks is not None
+        try:
+            self.splitter = Splitter(self.chunks, self.embedder)
+        except (MismatchError, ImproperlyConfigured) as error:
+            return error
+        except Exception as error:
+            trouble = trouble_of(error)
+            if trouble is None:
+                said = f"What counts tokens could not be loaded: {type(error).__name__}: {error}"
+                return ImproperlyConfigured(said)
+            self.is_away = True
+            self.breaker.failed(trouble)
+            return trouble
+        if self.is_away:
+            self.breaker.answered()
+        return None
+
     @cached_property
-    def splitter(self) -> Splitter | None:
-        """What cuts texts into passages. Loads the model; raises ``ImproperlyConfigured``."""
-        return None if self.chunks is None else Splitter(self.chunks, self.embedder)
+    def recent(self) -> Recent:
+        return Recent()
 
     @cached_property
     def measure(self) -> Measure:
@@ -76,33 +123,39 @@ class Service:
         A text may make its provider fail, too. So the first call after one's trouble is for one
         text, any of them; if that is answered, what fails after it is looked for in the same way.
         ``suspect`` says that the text has failed before.
+
+        A text that several rows have is embedded once, and not at all where it was a while ago.
         """
         found, how = Embedded(), declaration_of(self.sidecar)
-        keys = list(texts)
+        same: dict[str, list[Asked]] = {}
+        for key, text in texts.items():
+            same.setdefault(text, []).append(key)
+        for text in list(same):
+            if (made := self.recent.get(text)) is not None:
+                found.add(same.pop(text), made)
+        wanted = list(same)
         if self.chunks is None:
             # Texts of like length together: a batch costs as much as its longest text. Passages are
             # of like length, and those of a row are wanted together.
-            keys.sort(key=lambda key: len(texts[key]), reverse=True)
-        after_trouble = self.breaker.failures > 0
+            wanted.sort(key=len, reverse=True)
+        after_trouble, is_answered = self.breaker.failures > 0, False
         calls = []
-        if after_trouble and keys:
-            probe = random.choice(keys)  # noqa: S311
-            keys.remove(probe)
-            calls.append([probe])
+        if after_trouble and wanted:
+            calls.append([wanted.pop(random.randrange(len(wanted)))])  # noqa: S311
         size = self.embedder.batch_size
-        calls += [keys[start : start + size] for start in range(0, len(keys), size)]
+        calls += [wanted[start : start + size] for start in range(0, len(wanted), size)]
         while calls and found.trouble is None and not stopped():
-            asked = [key for key in calls.pop(0) if key[0] not in found.failed]
+            asked = [text for text in calls.pop(0) if found.wants(same[text])]
             if not asked:
                 continue
             try:
-                rows = self.embedder.checked_rows([texts[key] for key in asked])
+                rows = self.embedder.checked_rows(asked)
                 vectors = [stored(row, how.storage, how.dimensions) for row in rows]
             except (MismatchError, ImproperlyConfigured) as error:
                 found.trouble = error
             except Exception as error:
                 trouble = trouble_of(error)
-                doubted = suspect or (after_trouble and bool(found.vectors))
+                doubted = suspect or (after_trouble and is_answered)
                 if trouble is not None and not (doubted and self._blames(trouble, asked)):
                     found.trouble = trouble
                     # At once, before another thread's next call.
@@ -110,18 +163,18 @@ class Service:
                 elif len(asked) > 1:
                     calls[:0] = halves(asked)
                 else:
-                    found.failed[asked[0][0]] = error
+                    found.failed.update((pk, error) for pk, _ in same[asked[0]])
             else:
                 self.breaker.answered()
-                found.vectors.update(zip(asked, vectors, strict=True))
-                if self.chunks is None:
-                    too_long = self.measure.too_long([texts[key] for key in asked])
-                    found.cut.update(
-                        pk for (pk, _), cut in zip(asked, too_long, strict=True) if cut
-                    )
+                is_answered = True
+                # Passages are cut to what the model reads.
+                cut = [False] * len(asked) if self.chunks else self.measure.too_long(asked)
+                for text, made in zip(asked, map(Made, vectors, cut), strict=True):
+                    found.add(same[text], made)
+                    self.recent.keep(text, made)
         return found
 
-    def _blames(self, trouble: UnavailableError, asked: list[Asked]) -> bool:
+    def _blames(self, trouble: UnavailableError, asked: list[str]) -> bool:
         if len(asked) > 1:
             return not trouble.is_busy
         return self.breaker.blames(trouble)

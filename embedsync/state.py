@@ -13,7 +13,7 @@ from embedsync.database import literal_sql
 from embedsync.declaration import EmbeddingModel, declaration_of, key_of
 from embedsync.sql import statement
 
-# A worker that has said nothing for so long is taken for dead. An idle one speaks once a minute.
+# A worker that was not heard of for so long is taken for dead.
 ALIVE_SECONDS = 180.0
 
 
@@ -88,7 +88,7 @@ def assert_unserved(cursor: Any, key: str, adopted: str) -> None:
     """
     cursor.execute(
         "SELECT EXISTS (SELECT FROM embedsync_worker WHERE serves ->> %(key)s = %(adopted)s"
-        " AND seen_at > statement_timestamp() - %(alive)s * interval '1 second')"
+        f" AND {statement('heard')} > statement_timestamp() - %(alive)s * interval '1 second')"
         " OR EXISTS (SELECT FROM embedsync_sidecar WHERE key = %(key)s"
         " AND served_at > statement_timestamp() - %(alive)s * interval '1 second')",
         {"key": key, "adopted": adopted, "alive": ALIVE_SECONDS},

@@ -95,19 +95,17 @@ def field_texts(declaration: Declaration, rows: "QuerySet[Any]") -> dict[str, st
     """Texts by key, from a declaration's fields."""
     paths = {name: follow(rows.model._meta, name) for name in declaration.fields}
     single = [name for name, path in paths.items() if not path.many]
-    values = {
+    values: dict[str, dict[str, Any]] = {
         pk: dict(zip(single, row, strict=True))
         for pk, *row in rows.values_list("embedsync_key", *single)
     }
-    for name, path in paths.items():
-        if path.many:
-            for pk, several in related_values(rows, name, path).items():
+    if len(single) < len(paths):
+        for name in paths.keys() - set(single):
+            for pk, several in related_values(rows, name, paths[name]).items():
                 if pk in values:  # it may have come since
                     values[pk][name] = ", ".join(several)
-    return {
-        pk: render(declaration.template, {name: row.get(name) for name in declaration.fields})
-        for pk, row in values.items()
-    }
+        values = {pk: {name: row.get(name) for name in paths} for pk, row in values.items()}
+    return {pk: render(declaration.template, row) for pk, row in values.items()}
 
 
 def related_values(rows: "QuerySet[Any]", name: str, path: Path) -> dict[str, list[str]]:
@@ -141,12 +139,11 @@ def render(template: str | None, values: Mapping[str, Any]) -> str:
 
     Without a template the values that are not blank stand one below the other.
     """
-    texts = {name: "" if value is None else str(value) for name, value in values.items()}
-    if not any(text.strip() for text in texts.values()):
-        return ""
-    if template is None:
-        return "\n".join(text for text in texts.values() if text.strip())
-    return template.format_map(texts)
+    texts = ["" if value is None else str(value) for value in values.values()]
+    shown = [text for text in texts if text and not text.isspace()]
+    if template is None or not shown:
+        return "\n".join(shown)
+    return template.format_map(dict(zip(values, texts, strict=True)))
 
 
 def template_names(template: str) -> set[str]:

@@ -21,6 +21,8 @@ from django.db import (
 
 from embedsync import state
 from embedsync.breaker import Breaker, jitter
+from embedsync.budget import Budget
+from embedsync.claim import Claim
 from embedsync.conf import settings
 from embedsync.database import LOCK_NOT_AVAILABLE, sqlstate, told, worker_transaction
 from embedsync.declaration import (
@@ -29,14 +31,14 @@ from embedsync.declaration import (
     key_of,
     sidecars,
 )
-from embedsync.embedders import RefusedError, get_embedder
+from embedsync.embedders import MismatchError, RefusedError, get_embedder
 from embedsync.heartbeat import Heartbeat
 from embedsync.indexing import IndexBuilder
 from embedsync.intake import Intake
 from embedsync.lane import Settled
 from embedsync.lease import LeaseKeeper
 from embedsync.pipeline import Pipeline, storable
-from embedsync.queue import Claim, Queue
+from embedsync.queue import Queue
 from embedsync.service import Service
 from embedsync.signals import tell
 
@@ -89,7 +91,9 @@ class Worker:
             give_up=self._give_up,
             settled=self._settled,
         )
-        self.breakers: dict[str, Breaker] = {}  # by alias of the embedder
+        # By alias of the embedder.
+        self.breakers: dict[str, Breaker] = {}
+        self.budgets: dict[str, Budget] = {}
         self.errors: dict[str, str] = {}
         # A plain attribute, because a signal handler that sets an Event can wait for itself.
         self.stopping = False
@@ -97,7 +101,7 @@ class Worker:
         self._housekeeping_at = 0.0
         self._broken: dict[str, type[EmbeddingModel]] = {}  # of the errors, those of the database
         self._mended_at = 0.0
-        self._idle = False
+        self._unproven: set[str] = set()  # whose embedder has failed, and has made no vector since
         self._deadline = math.inf
         self._fills_at_start: set[str] = set()
 
@@ -148,6 +152,9 @@ class Worker:
                 if not self.services:
                     return
                 busy = self.round()
+                if drain and not busy and self._awaits_budget():
+                    self._wait(settings.poll_interval)
+                    continue
                 if drain and not busy:
                     if looked_everywhere and not self._index_was_awaited():
                         self._tell_troubles()
@@ -157,6 +164,8 @@ class Worker:
                     logger.info("the database answers again")
                 failures = 0
             except (DatabaseError, InterfaceError) as error:
+                if connections[self.using].in_atomic_block:
+                    raise  # a test's transaction, which would be lost with the connection
                 if is_locked(error):
                     logger.warning("waits for a lock: %s", told(error))
                     self._wait(jitter(1.0))
@@ -200,7 +209,9 @@ class Worker:
         alias = declaration_of(sidecar).embedder
         breaker = self.breakers.setdefault(alias, Breaker())
         try:
-            self._adopt(Service(sidecar, get_embedder(alias), breaker))
+            embedder = get_embedder(alias)
+            budget = self.budgets.setdefault(alias, Budget(settings.embedder(alias), self.using))
+            self._adopt(Service(sidecar, embedder, breaker, budget))
         except (ImproperlyConfigured, state.SupersededError, DatabaseError) as error:
             if isinstance(error, OperationalError) and not is_locked(error):
                 raise
@@ -226,22 +237,19 @@ class Worker:
         ready = self._ready()
         if not ready:
             self.intake.behind = False
-        if not ready or (self._idle and self.intake.is_idle(ready)):
             return 0
         claims: list[Claim] = []
         try:
-            moved = self.intake.take(claims, ready, self.batch_size or settings.batch_size)
+            return self.intake.take(claims, ready, self.batch_size or settings.batch_size)
         finally:
             self.pipeline.accept(claims)
-        self._idle = moved == 0
-        return moved
 
     def _ready(self) -> list[str]:
         """The keys of sidecars whose provider may be asked, and not only when others are done."""
         return [
             key
             for key, service in self.services.items()
-            if not service.breaker.is_open and self.pipeline.wants(service)
+            if service.can_ask and self.pipeline.wants(service)
         ]
 
     def _patience(self, taken: int) -> float:
@@ -256,6 +264,10 @@ class Worker:
         key, sidecar = part.claim.key, part.service.sidecar
         unchanged = settled.rows - len(settled.embedded) - len(failed)
         self.heartbeat.count(key, len(settled.embedded), unchanged, len(failed))
+        if settled.embedded and key in self._unproven:
+            self._recovered(key)
+        alias = declaration_of(sidecar).embedder
+        self.heartbeat.use(alias, *part.service.embedder.usage.take())
         logger.debug(
             "%s: %d rows settled, %d embedded, %d failed",
             *(key, settled.rows, len(settled.embedded), len(failed)),
@@ -275,6 +287,9 @@ class Worker:
         """Serve a sidecar no more, until what is wrong with it has been seen to."""
         key = key_of(sidecar)
         self.services.pop(key, None)
+        if isinstance(error, (ImproperlyConfigured, MismatchError)):
+            # That it can be adopted says nothing: a model is loaded when it is first used.
+            self._unproven.add(key)
         self._broken[key] = sidecar
         self._mended_at = time.monotonic() + BROKEN_SECONDS
         said = told(error) if isinstance(error, DatabaseError) else str(error)
@@ -289,6 +304,11 @@ class Worker:
         key = key_of(service.sidecar)
         self.services[key] = service
         self._broken.pop(key, None)
+        if key not in self._unproven:
+            self._recovered(key)
+
+    def _recovered(self, key: str) -> None:
+        self._unproven.discard(key)
         if self.errors.pop(key, None):
             logger.info("%s is served again", key, extra={"sidecar": key})
 
@@ -318,11 +338,14 @@ class Worker:
 
     def _look_everywhere(self) -> None:
         """Before a drain ends: events that were committed late, and fills that have become due."""
-        self.queue.low = 0
-        self._idle = False
+        self.queue.look_everywhere()
         # Twice: one look notes a failed trigger's mark, the next begins the comparison it asks for.
         self._keep_house()
         self._keep_house()
+
+    def _awaits_budget(self) -> bool:
+        """Whether there are rows for which a budget of this minute had no room."""
+        return any(budget.seconds_left for budget in self.budgets.values())
 
     def _index_was_awaited(self) -> bool:
         """Whether an index was being built; if so, until it is built or the worker is to stop."""

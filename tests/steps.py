@@ -50,7 +50,7 @@ MUTANTS = {
         ),
     ],
     "run-out leases are never reclaimed": [
-        ("due", "AND run_at <= clock_timestamp()", "AND token IS NULL AND run_at <= now()"),
+        ("due", "AND run_at <= statement_timestamp()", "AND token IS NULL AND run_at <= now()"),
     ],
 }
 

@@ -5,16 +5,19 @@ import signal
 from datetime import timedelta
 
 import pytest
+from django.db import connection, transaction
 from django.utils import timezone
 
 from embedsync import tasks
 from embedsync.heartbeat import Heartbeat
 from embedsync.models import Minute, SidecarState, WorkerState
+from embedsync.sql import statement
+from embedsync.status import workers
 from embedsync.worker import Worker
-from tests.books import KEY, BookEmbedding, renamed
+from tests.books import KEY, BookEmbedding, execute, renamed
 from tests.library.models import Book
 from tests.sync import assert_in_step
-from tests.workers import until
+from tests.workers import Clock, until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -94,24 +97,81 @@ def test_what_waits_is_counted_once_a_minute_by_one_worker(drain):
     assert sum(minute.embedded for minute in Minute.objects.all()) == 2
 
 
-def test_an_idle_worker_writes_once_a_minute(drain, monkeypatch):
-    class Clock:
-        now = 1000.0
+class TestAnIdleWorker:
+    @pytest.fixture
+    def idle(self, drain, monkeypatch):
+        """Let time go by, in seconds, for a worker with nothing to do."""
+        drain()
+        clock = Clock()
+        monkeypatch.setattr("embedsync.heartbeat.time", clock)
+        heart = Heartbeat("default", "idle")
 
-        def monotonic(self):
-            return self.now
+        def goes_on(seconds):
+            for _ in range(seconds):
+                heart.beat("", {KEY: "f"}, {})
+                clock.now += 1.0
+            return heart
 
-    drain()
-    clock = Clock()
-    monkeypatch.setattr("embedsync.heartbeat.time", clock)
-    heart, seen = Heartbeat("default", "idle"), []
-    for _ in range(3000):
-        heart.beat("", {KEY: "f"}, {})
-        seen.append(WorkerState.objects.filter(name="idle").values_list("seen_at").first())
-        clock.now += 0.1
-    assert len(set(seen) - {None}) == 5
-    heart.end()
-    assert not WorkerState.objects.exists()
+        yield goes_on
+        execute("RESET application_name")
+
+    def test_takes_no_transaction_id(self, idle):
+        idle(60)
+        before = WorkerState.objects.get().seen_at
+        with transaction.atomic():
+            idle(4000)  # it has looked for what is old, too
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_current_xact_id_if_assigned()")
+                assert cursor.fetchone() == (None,)
+        assert WorkerState.objects.get().seen_at == before
+
+    def test_is_alive_as_long_as_its_session_asks(self, idle, monkeypatch):
+        heart = idle(121)
+        WorkerState.objects.update(seen_at=timezone.now() - timedelta(days=2))
+        [told] = workers("default")
+        assert told.is_alive
+        # Nor has it been forgotten.
+        with connection.cursor() as cursor:
+            cursor.execute(statement("prune").replace("{heard}", statement("heard")))
+        assert WorkerState.objects.exists()
+        execute("RESET application_name")
+        [told] = workers("default")
+        assert not told.is_alive
+        heart.end()
+        assert not WorkerState.objects.exists()
+
+    def test_that_is_frozen_is_not_taken_for_alive(self, idle):
+        idle(121)
+        long_ago = "statement_timestamp() - interval '4 minutes'"
+        WorkerState.objects.update(seen_at=timezone.now() - LATER)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"WITH pg_stat_activity AS (SELECT datname, application_name, {long_ago} AS"
+                " state_change FROM pg_catalog.pg_stat_activity) SELECT"
+                f" extract(epoch FROM now() - {statement('heard')}) > 200 FROM embedsync_worker"
+            )
+            assert cursor.fetchone() == (True,)
+
+    def test_says_so_in_a_new_session_at_once(self, idle):
+        idle(121)
+        WorkerState.objects.update(seen_at=timezone.now() - LATER)
+        connection.close()
+        connection.ensure_connection()
+        assert not workers("default")[0].is_alive
+        idle(5)
+        assert workers("default")[0].is_alive
+
+    def test_that_was_forgotten_is_there_again(self, idle):
+        idle(121)
+        WorkerState.objects.all().delete()
+        idle(61)
+        assert WorkerState.objects.get().name == "idle"
+
+    def test_writes_what_has_changed(self, idle):
+        heart = idle(121)
+        heart.count(KEY, 3, 0, 0)
+        idle(61)
+        assert WorkerState.objects.get().settled == 3
 
 
 def test_what_is_old_is_forgotten(drain):

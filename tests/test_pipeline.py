@@ -8,13 +8,16 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from embedsync import size, text
+from embedsync import service, size, text
 from embedsync.embedders import get_embedder
 from embedsync.models import Ledger
 from embedsync.signals import embedding_failed, embeddings_updated
+from embedsync.splitter import Splitter
 from embedsync.worker import Worker
 from tests.books import KEY, BookEmbedding, execute, make_due
 from tests.library.models import Book, Hall, Parcel, Seat
+from tests.long_texts import KEY as ARTICLES
+from tests.long_texts import stored, write
 from tests.sync import assert_in_step
 from tests.workers import until
 
@@ -72,7 +75,7 @@ def running(transactional_db):
     yield run
     for worker, thread in started:
         worker.stop()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -116,6 +119,79 @@ def test_a_slow_embedder_holds_up_no_other(drain, gate, running):
     until(lambda: Parcel.embedding.model.objects.exists())
     assert gate.inside == 1
     assert not BookEmbedding.objects.exists()
+
+
+def test_a_model_that_takes_long_to_load_holds_up_no_other(drain, monkeypatch, running):
+    """It is loaded before texts are read where they are cut, because it counts their tokens."""
+    drain()
+    loaded = threading.Event()
+
+    def slow(*given):
+        loaded.wait(30)
+        return Splitter(*given)
+
+    monkeypatch.setattr(service, "Splitter", slow)
+    article = write("one", "two")
+    running()
+    until(lambda: leased(sidecar=ARTICLES) == 1)
+    Book.objects.create(title="of another embedder")
+    until(lambda: BookEmbedding.objects.exists())
+    assert stored(article) == {}
+    loaded.set()
+    until(lambda: stored(article) == {0: "one", 1: "two"})
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyError("tokenizer"), "is not served"), (ConnectionError("away"), "for its provider")],
+    ids=["broken", "away"],
+)
+def test_a_model_that_cannot_be_loaded_blames_no_row(
+    drain, monkeypatch, caplog, settings, error, said, concurrency
+):
+    """It is tried again: as a provider is, or later, which is said once."""
+    settings.EMBEDSYNC_PROBE_INTERVAL = 0.05
+    monkeypatch.setattr("embedsync.worker.BROKEN_SECONDS", 0.05)
+    articles, tries = [write("one", "two") for _ in range(3)], []
+
+    def fails(*given):
+        tries.append(given)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "Splitter", fails)
+        worker = Worker(concurrency=concurrency)
+        worker.start()
+        until(lambda: (worker.round(), len(tries) >= 4)[1])
+        until(lambda: (worker.round(), not worker.pipeline.busy)[1])
+    assert caplog.text.count(said) == (1 if said == "is not served" else len(tries))
+    assert "is served again" not in caplog.text
+    owed = Ledger.objects.filter(sidecar=ARTICLES)
+    assert set(owed.values_list("attempts", "token")) <= {(0, None)}
+    until(lambda: (worker.round(), all(stored(article) for article in articles))[1])
+    until(lambda: (worker.round(), not Ledger.objects.exists())[1])
+    assert not worker.breakers["worded"].failures
+    worker.pipeline.finish()
+
+
+def test_a_worker_that_is_stopped_does_not_wait_for_a_model(drain, monkeypatch, running):
+    drain()
+    loading, loaded = threading.Event(), threading.Event()
+
+    def slow(*given):
+        loading.set()
+        loaded.wait(30)
+        return Splitter(*given)
+
+    monkeypatch.setattr(service, "Splitter", slow)
+    write("one", "two")
+    worker = running()
+    loading.wait(30)
+    worker.stop()
+    until(lambda: Ledger.objects.filter(sidecar=ARTICLES, token=None, attempts=0).exists())
+    assert not loaded.is_set()
+    loaded.set()
 
 
 def test_what_is_tried_again_is_in_hand_alone(drain, gate, running):

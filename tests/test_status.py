@@ -338,7 +338,7 @@ class TestRoles:
     def test_one_that_may_not_read_the_models_is_told_the_rest(self, role):
         Book.objects.create(title="waits")
         SidecarState.objects.all().delete()
-        tables = ("inbox", "ledger", "sidecar", "trigger", "worker", "minute")
+        tables = ("inbox", "ledger", "sidecar", "trigger", "worker", "minute", "embedder_minute")
         role(f"SELECT ON {', '.join(f'embedsync_{table}' for table in tables)}")
         assert counts() == [None, 1, 0, 0]
         assert book()["fill"] == {"state": "not begun", "left": None}

@@ -86,3 +86,29 @@ def test_each_database_tells_of_itself(project, other, code):
     assert (there["sidecar"], there["waiting"]) == ("shop.filmembedding", len(TITLES))
     assert "shop.filmembedding" in code.run("embed_status", "--triggers", "--database", "other")
     assert "has no embedding in database 'default'" in code.fail("embed_status", "shop.Film")
+
+
+TESTED = """
+from embedsync.testing import assert_in_sync, embed_now
+from shop.models import Film, Movie
+
+embed_now(using="other")
+assert_in_sync(using="other")
+assert_in_sync(Film, using="other")
+for act in (assert_in_sync, lambda: assert_in_sync(Film), lambda: assert_in_sync(Film, Movie)):
+    try:
+        act()
+    except (AssertionError, LookupError) as error:
+        print(repr(error))
+"""
+
+
+def test_each_database_has_its_own_assertions(project, other, code):
+    insert(project, "shop_movie")
+    insert(other, "shop_film")
+    output = code.run("shell", "--verbosity", "0", "-c", TESTED)
+    told = [line for line in output.splitlines() if "Error(" in line]
+    assert "shop.MovieEmbedding: 3 waiting, of 1, 2, 3" in told[0]
+    assert told[1:] == ["LookupError(\"shop.Film has no embedding in database 'default'.\")"] * 2
+    assert is_in_step(other, "shop_film")
+    assert project.vectors("shop_movieembedding") == {}

@@ -9,6 +9,16 @@ import time
 from example_project.postgres import PROJECT
 
 
+class Clock:
+    """A clock of a test's own, in seconds."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
 class WorkerProcess:
     """``manage.py embed_worker`` in a process of its own; ``steps`` with the steps of a test."""
 
@@ -56,6 +66,12 @@ class WorkerProcess:
             self.process.wait()
         self.process.stdin.close()
         self.process.stdout.close()
+
+
+def work(worker):
+    """Rounds until one finds nothing to do."""
+    while worker.round():
+        pass
 
 
 def work_off(worker, claim):
