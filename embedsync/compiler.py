@@ -1,24 +1,30 @@
 """The query of a search: made exact where few rows match, or where the index has given too few."""
 
-from typing import Any
+import math
+import operator
+from typing import Any, cast
 
 from django.core.exceptions import EmptyResultSet
 from django.db import DataError, connections, models
+from django.db.models.expressions import Ref
+from django.db.models.lookups import LessThan, LessThanOrEqual
 from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI
 
 from embedsync.embedders import MismatchError
-from embedsync.expressions import ExactDistance, SearchDistance
-from embedsync.rescoring import is_rescored, rescored_sql
-from embedsync.retrieval import NearestPassage
+from embedsync.expressions import ExactDistance, NearestPassage, SearchDistance
+from embedsync.rescoring import RescoredDistance, is_rescored, rescored_sql
 from embedsync.sql import statement
 
 INDEX_MAY_BE_FIRST_PART_OF_SORT = 170000
 
 # Up to so many rows that pass the filters are all compared: that finds all of the nearest, and
 # costs about as much as a walk through the index until enough are met, or far less
-# (docs/benchmarks.md).
-FEW_ROWS = 3000
+# (docs/benchmarks.md). Of larger tables more, by the square root: comparing takes as long as there
+# are rows that pass, and the walk as there are others for each of them.
+FEW_ROWS, FEW_ROWS_OF = 3000, 34_000
+
+BOUNDS = {LessThan: operator.lt, LessThanOrEqual: operator.le}
 
 
 class SimilarCompiler(SQLCompiler):
@@ -41,16 +47,20 @@ class SimilarCompiler(SQLCompiler):
             if result_type != MULTI or query.explain_info is not None or not query.uses_index:
                 return super().execute_sql(result_type, chunked_fetch, chunk_size)
             assert query.high_mark is not None
-            if not (query.is_filtered and self.few_match()):
+            if query.is_part or not (query.is_filtered and self.few_match()):
+                if query.can_be_ended:
+                    page = query.ended(self.connection.alias)
+                    # Whoever iterates asks this compiler, not another, what the columns are.
+                    self.setup_query()
+                    part = page.get_compiler(self.using)
+                    return part.execute_sql(MULTI, chunked_fetch, chunk_size)
                 # A page, at most: nothing is lost by fetching it whole.
                 chunks = super().execute_sql(MULTI, False, chunk_size)
                 rows = [row for chunk in chunks or [] for row in chunk]
                 if len(rows) >= query.high_mark - query.low_mark:
                     return [rows]
             again = query.exactly().get_compiler(self.using)
-            # Whoever iterates asks this compiler, not the other, what the columns are.
             self.setup_query()
-            again.setup_query()
             return again.execute_sql(MULTI, chunked_fetch, chunk_size)
         except DataError as error:
             if "embedsync: " in str(error):  # made_by.sql
@@ -62,7 +72,8 @@ class SimilarCompiler(SQLCompiler):
 
     def few_match(self) -> bool:
         """Whether few rows pass the filters, as the planner expects."""
-        query = self.query.exactly()
+        # Whatever their distance is, it has to be computed.
+        query = self.query.unbounded().exactly()
         query.clear_ordering(force=True)
         query.clear_limits()
         query.clear_select_clause()
@@ -80,8 +91,16 @@ class SimilarCompiler(SQLCompiler):
         with self.connection.cursor() as cursor:
             cursor.execute(f"EXPLAIN (FORMAT JSON) {sql}", parameters)
             ((plan,),) = cursor.fetchall()
-        expected: int = plan[0]["Plan"]["Plan Rows"]
-        return expected <= FEW_ROWS
+            expected: int = plan[0]["Plan"]["Plan Rows"]
+            if expected <= FEW_ROWS:
+                return True
+            _, vector = self.query.annotations[self.query.distance_name].get_source_expressions()
+            table = self.connection.ops.quote_name(vector.sidecar._meta.db_table)
+            # As of the last VACUUM or ANALYZE; -1 where there was none.
+            sql = "SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = to_regclass(%s)"
+            cursor.execute(sql, [table])
+            ((total,),) = cursor.fetchall()
+        return expected <= FEW_ROWS * max(1.0, math.sqrt(total / FEW_ROWS_OF))
 
     def as_sql(self, with_limits: bool = True, with_col_aliases: bool = False) -> Any:
         query = self.query
@@ -104,23 +123,40 @@ class SimilarQuery(models.sql.Query):
     """The query of a search: it knows how to become an exact one.
 
     ``distance_name`` is what its distance is called, ``own_filters`` how many it began with.
+    ``is_part`` says that it is part of a search that has asked the planner, and whose bounds are
+    seen to; ``scan_end`` where the page of that ends.
     """
 
     distance_name: str
     own_filters: int
+    is_part = False
+    scan_end: int | None = None
 
     def get_compiler(
         self, using: str | None = None, connection: Any = None, elide_empty: bool = True
     ) -> SQLCompiler:
         connection = connection or connections[using]  # type: ignore[index]
+        name = self.distance_name
+        distance = self.annotations.get(name)
+        if name in self.order_by[:1] and distance and not isinstance(distance, SearchDistance):
+            raise ValueError(
+                f"An annotation has taken the name {name!r} from similar(), whose rows it orders:"
+                ' give yours another name, or similar(..., distance_name="near").'
+            )
         query: Any = self
+        if not (self.is_exact() or self.is_served):
+            # Or an index could serve it, and nobody would see whether it gives too few rows.
+            query = self.exactly()
         # The key as second column makes the order of pages stable. Before PostgreSQL 17 it would
         # lose the index, which could not be the first part of a sort.
-        if self.order_by == (self.distance_name,) and (
-            self.is_exact() or connection.pg_version >= INDEX_MAY_BE_FIRST_PART_OF_SORT
+        if (
+            self.order_by == (name,)
+            and not self.combinator
+            and self.group_by is None
+            and (query.is_exact() or connection.pg_version >= INDEX_MAY_BE_FIRST_PART_OF_SORT)
         ):
-            query = self.clone()
-            query.order_by = (self.distance_name, "pk")
+            query = query.clone()
+            query.order_by = (name, "pk")
         return SimilarCompiler(query, connection, using, elide_empty)
 
     def is_exact(self) -> bool:
@@ -135,17 +171,82 @@ class SimilarQuery(models.sql.Query):
             and not self.combinator
             and self.order_by[:1] == (self.distance_name,)
             and self.standard_ordering
+            and not self.extra_order_by
+            # A window in a filter has to see all rows.
+            and not self.where.contains_over_clause
             and not self.is_exact()
         )
 
     @property
+    def is_served(self) -> bool:
+        """Whether the index that there is serves it: bits do a plain page only."""
+        distance = self.annotations.get(self.distance_name)
+        return self.uses_index and (not isinstance(distance, RescoredDistance) or is_rescored(self))
+
+    def combine(self, rhs: Any, connector: Any) -> None:
+        if connector == "OR":
+            raise TypeError(
+                "A search cannot be joined by |: filter with Q objects before similar()."
+            )
+        super().combine(rhs, connector)
+
+    @property
     def is_filtered(self) -> bool:
         """Whether there are conditions beside those of the search itself."""
-        return len(self.where.children) > self.own_filters
+        return len(self.where.children) - len(self.bounds) > self.own_filters
+
+    @property
+    def bounds(self) -> list[Any]:
+        """Conditions that are met up to some distance, and by nothing that is farther."""
+        conditions: list[Any] = self.where.children
+        return [
+            condition
+            for condition in conditions
+            if type(condition) in BOUNDS
+            # Its own: another search may have been joined by &.
+            and condition.lhs == self.annotations.get(self.distance_name)
+            and isinstance(condition.rhs, int | float)
+        ]
+
+    def unbounded(self) -> "SimilarQuery":
+        query, bounds = cast("SimilarQuery", self.clone()), self.bounds
+        query.where.children = [one for one in query.where.children if one not in bounds]
+        return query
+
+    def ended(self, using: str) -> "SimilarQuery":
+        """This page, with its end where its bounds are.
+
+        An index does not know them: where fewer rows are within, it would walk on through all that
+        are farther, in vain.
+        """
+        near, bounds = self.unbounded(), self.bounds
+        near.is_part, near.low_mark = True, 0
+        near.set_annotation_mask(None)
+        rows: Any = models.QuerySet(self.model, near, using)
+        within = [
+            distance
+            for distance in rows.values_list(self.distance_name, flat=True)
+            if all(BOUNDS[type(bound)](distance, bound.rhs) for bound in bounds)
+        ]
+        page = cast("SimilarQuery", self.clone())
+        page.is_part, page.scan_end = True, self.high_mark
+        page.set_limits(high=max(0, len(within) - self.low_mark))
+        return page
+
+    @property
+    def can_be_ended(self) -> bool:
+        is_plain = not (self.distinct or self.group_by or self.select_for_update)
+        return bool(self.bounds) and is_plain and not self.is_part
 
     def exactly(self) -> "SimilarQuery":
         query: Any = self.clone()
         distance: Any = self.annotations[self.distance_name]
-        query.annotations = {**self.annotations, self.distance_name: distance.exactly()}
+        name, exactly = self.distance_name, distance.exactly()
+        query.annotations = {**self.annotations, name: exactly}
+        if isinstance(self.group_by, tuple):
+            query.group_by = tuple(
+                Ref(name, exactly) if getattr(part, "refs", None) == name else part
+                for part in self.group_by
+            )
         exact: SimilarQuery = query
         return exact

@@ -1,4 +1,4 @@
-"""The expressions of a search: the vector that is searched for, and the distance to it."""
+"""The expressions of a search: the vector that is searched for, the distance, the passage."""
 
 import copy
 from collections.abc import Sequence
@@ -36,6 +36,11 @@ class QueryVector(models.Expression):
         # vector, then its literal.
         self.memo: list[Any] = []
         super().__init__(output_field=vector_field(sidecar))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Whoever takes it out of a pickle may have another embedder by then.
+        state: Any = super().__getstate__()
+        return {**state, "memo": []}
 
     @cached_property
     def identity(self) -> tuple[Any, ...]:
@@ -97,7 +102,7 @@ class QueryVector(models.Expression):
         vector_sql = self.in_form(f"({vector_sql})")
         if self.exact:
             return vector_sql, tuple(parameters)
-        end = compiler.query.high_mark
+        end = getattr(compiler.query, "scan_end", None) or compiler.query.high_mark
         calls, more = settings_sql(self.sidecar, end, connection.ops.quote_name)
         # PostgreSQL runs a sub-select that depends on nothing before the index scan that uses its
         # result. OFFSET 0 keeps it from being folded into a constant without the settings.
@@ -138,6 +143,52 @@ class SearchDistance(models.Func):
 class ExactDistance(SearchDistance):
     # Adding 0 changes nothing but this: the planner does not recognise the index's operator.
     template = "((%(expressions)s) + 0)"
+
+
+class NearestPassage(models.Expression):
+    """The ordinal of a row's passage that is nearest to what is searched for.
+
+    ``keys`` are the columns of the sidecar that hold the row's key, as the search has joined them.
+    The sub-select is made so that no index on vectors can serve it: the primary key does.
+    """
+
+    output_field: Any = models.IntegerField()
+
+    def __init__(self, sidecar: Any, keys: list[str], query: Any) -> None:
+        super().__init__()
+        self.label = sidecar._meta.label  # not the class: a queryset can be pickled
+        self.columns = [sidecar._meta.get_field(name.rpartition("__")[2]).column for name in keys]
+        self.outer: list[Any] = [models.F(name) for name in keys]
+        self.query = query.exactly()
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        return type(self), self.label, *self.outer, self.query
+
+    def get_source_expressions(self) -> list[Any]:
+        return [*self.outer, self.query]
+
+    def set_source_expressions(self, expressions: Any) -> None:
+        *self.outer, self.query = expressions
+
+    def as_sql(self, compiler: SQLCompiler, connection: Any) -> tuple[str, tuple[Any, ...]]:
+        quote = connection.ops.quote_name
+        conditions, parameters = [], list[Any]()
+        for column, outer in zip(self.columns, self.outer, strict=True):
+            sql, more = compiler.compile(outer)
+            conditions.append(f"embedsync_nearest.{quote(column)} = {sql}")
+            parameters += more
+        query, more = compiler.compile(self.query)
+        sidecar: Any = apps.get_model(self.label)
+        table = quote(sidecar._meta.db_table)
+        operator = OPERATORS[sidecar._meta.get_field("source").declaration.distance]
+        sql = (
+            f"(SELECT embedsync_nearest.ordinal FROM {table} AS embedsync_nearest"
+            f" WHERE {' AND '.join(conditions)}"
+            f" ORDER BY (embedsync_nearest.vector {operator} {query}) + 0,"
+            " embedsync_nearest.ordinal LIMIT 1)"
+        )
+        return sql, (*parameters, *more)
 
 
 class TextEmbedding(models.Expression):

@@ -78,7 +78,7 @@ def is_rescored(query: Any) -> bool:
         and query.uses_index
         and query.order_by in ((name,), (name, "pk"))
         and query.group_by is None
-        and not (query.distinct or query.select_for_update or query.extra_order_by)
+        and not (query.distinct or query.select_for_update)
         and query.low_mark < query.high_mark
     )
 
@@ -92,23 +92,26 @@ def rescored_sql(compiler: Any) -> tuple[str, tuple[Any, ...]]:
         compiler.has_extra_select = False
     finally:
         query.reset_refcounts(before)
-    inner: Any = query.chain(klass=Query)
-    inner.explain_info, inner.subquery = None, False
+    inner: Any = query.unbounded().chain(klass=Query)
+    inner.explain_info, inner.subquery, inner.scan_end = None, False, None
     inner.clear_ordering(force=True)
     inner.add_ordering(inner.annotations[query.distance_name].by_bits())
     inner.clear_limits()
-    inner.set_limits(0, candidates(query.high_mark))
+    inner.set_limits(0, candidates(query.scan_end or query.high_mark))
     chosen = CandidateCompiler(inner, connection, compiler.using, compiler.elide_empty)
     sql, parameters = chosen.as_sql(with_col_aliases=True)
     quote = connection.ops.quote_name
     columns = ", ".join(quote(alias) for *_, alias in chosen.select)
     keys = (f"embedsync_key{number}" for number, _ in enumerate(query.model._meta.pk_fields))
+    # Outside, because the index of bits would walk on for candidates that are within.
+    bounds = [f"{DISTANCE} {bound.get_rhs_op(connection, '%s')}" for bound in query.bounds]
     parts = [
         f"SELECT {columns} FROM ({sql}) AS embedsync_candidates",
+        f"WHERE {' AND '.join(bounds)}" if bounds else "",
         f"ORDER BY {', '.join([DISTANCE, *keys])}",
         connection.ops.limit_offset_sql(query.low_mark, query.high_mark),
     ]
     if query.explain_info:
         asked = query.explain_info
         parts.insert(0, connection.ops.explain_query_prefix(asked.format, **asked.options))
-    return " ".join(parts), parameters
+    return " ".join(filter(None, parts)), (*parameters, *(bound.rhs for bound in query.bounds))

@@ -21,10 +21,15 @@ from embedsync.declaration import (
 )
 from embedsync.embedders import get_embedder
 from embedsync.embedders.base import LONGEST
-from embedsync.expressions import ExactDistance, QueryVector, SearchDistance, vector_field
+from embedsync.expressions import (
+    ExactDistance,
+    NearestPassage,
+    QueryVector,
+    SearchDistance,
+    vector_field,
+)
 from embedsync.freshness import Stale
 from embedsync.rescoring import RescoredDistance
-from embedsync.retrieval import NearestPassage
 
 M = TypeVar("M", bound=models.Model)
 Searched = str | models.Model | Sequence[float]
@@ -83,12 +88,12 @@ def similar(
     sidecar = chosen_sidecar(queryset.model, embedding)
     farthest = None if min_similarity is None else farthest_for(min_similarity, sidecar)
     searched = checked(query, sidecar)
-    assert_searchable(queryset, distance_name)
+    chunked = declaration_of(sidecar).chunks is not None
+    assert_searchable(queryset, distance_name, chunked=chunked)
     relation = sidecar._meta.model_name
     # The filter comes before the annotation, which alone would make a LEFT JOIN.
     kind, plain = distance_for(sidecar, exact)
     vector = QueryVector(searched, sidecar, plain)
-    chunked = declaration_of(sidecar).chunks is not None
     keys = [f"{relation}__{ours.name}" for ours, _ in key_fields(sidecar)]
     ordinal: Any = NearestPassage(sidecar, keys, vector) if chunked else 0
     found: Any = queryset.filter(**{f"{relation}__ordinal": ordinal})
@@ -96,14 +101,14 @@ def similar(
     if condition is not None:
         found = found.filter(condition)
     if isinstance(query, models.Model):
-        found = found.exclude(pk=query.pk)
+        # Not by pk: a child's may be another than its parent's.
+        own = [field for _, field in key_fields(sidecar)]
+        found = found.exclude(**{field.attname: getattr(query, field.attname) for field in own})
     if chunked:
         found = found.annotate(passage=models.F(f"{relation}__passage"))
     distance = kind(models.F(f"{relation}__vector"), vector)
-    found = nearest_first(found, distance, farthest, distance_name)
-    found.query.own_filters = len(found.query.where.children) - len(queryset.query.where.children)
-    rows: models.QuerySet[M] = found.filter(~Stale(embedding)) if fresh else found
-    return rows
+    rows: models.QuerySet[M] = nearest_first(queryset, found, distance, farthest, distance_name)
+    return rows.filter(~Stale(embedding)) if fresh else rows
 
 
 def similar_passages(
@@ -134,21 +139,21 @@ def similar_passages(
     kind, plain = distance_for(sidecar, exact)
     vector = QueryVector(searched, sidecar, plain)
     distance = kind(models.F("vector"), vector)
-    found = nearest_first(found, distance, farthest, distance_name)
-    found.query.own_filters = len(found.query.where.children) - len(passages.query.where.children)
-    rows: models.QuerySet[M] = found.filter(~Stale()) if fresh else found
-    return rows
+    rows: models.QuerySet[M] = nearest_first(passages, found, distance, farthest, distance_name)
+    return rows.filter(~Stale()) if fresh else rows
 
 
 def nearest_first(
-    found: Any, distance: SearchDistance, farthest: float | None, distance_name: str
+    given: Any, found: Any, distance: SearchDistance, farthest: float | None, distance_name: str
 ) -> Any:
-    """A queryset with that distance, in its order."""
+    """The search of the queryset ``given``, whose rows are ``found``, with their distance."""
     found = found.annotate(**{distance_name: distance})
     if farthest is not None:
         found = found.filter(**{f"{distance_name}__lte": farthest})
     found.query = found.query.chain(klass=SimilarQuery)
     found.query.distance_name = distance_name
+    own = len(found.query.where.children) - len(given.query.where.children)
+    found.query.own_filters = own - len(found.query.bounds)
     return found.order_by(distance_name)
 
 
@@ -179,7 +184,9 @@ def farthest_for(min_similarity: float, sidecar: type[EmbeddingModel]) -> float:
     return 1 - min_similarity
 
 
-def assert_searchable(queryset: "models.QuerySet[Any]", distance_name: str) -> None:
+def assert_searchable(
+    queryset: "models.QuerySet[Any]", distance_name: str, *, chunked: bool = False
+) -> None:
     """Raise ``TypeError`` or ``ValueError`` where a queryset cannot be made a search."""
     query: Any = queryset.query
     if query.is_sliced:
@@ -196,6 +203,11 @@ def assert_searchable(queryset: "models.QuerySet[Any]", distance_name: str) -> N
         raise ValueError(
             f"{queryset.model._meta.label} already has {distance_name!r}, {what}: let similar()"
             ' call its own something else, similar(..., distance_name="near").'
+        )
+    if chunked and "passage" in (distance_name, *query.annotations):
+        raise ValueError(
+            "This queryset already has an annotation named passage, which similar() needs for the"
+            " text it has found: give yours another name."
         )
 
 

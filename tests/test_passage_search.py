@@ -235,3 +235,9 @@ def test_a_passage_that_is_there_twice_counts_once(drain):
     write("same", "same", "same")
     drain()
     assert len(Article.objects.similar("same")) == 1
+
+
+def test_an_annotation_that_is_named_passage_is_not_taken_for_the_text_found(transactional_db):
+    labelled = Article.objects.annotate(passage=models.Value("mine"))
+    with pytest.raises(ValueError, match=r"annotation named passage, which similar\(\) needs"):
+        labelled.similar("anything")

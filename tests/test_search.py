@@ -271,7 +271,7 @@ def test_k_rows_under_filters(library, years):
         assert all(book.year < years for book in found)
 
 
-def test_pages_neither_repeat_nor_leave_out(library):
+def test_exact_pages_neither_repeat_nor_leave_out(library):
     queryset = Book.objects.filter(year__lt=3).similar(library[0], exact=True)
     pages = [book.pk for start in range(0, 300, 20) for book in queryset[start : start + 20]]
     assert len(pages) == len(set(pages)) == 300
@@ -344,3 +344,58 @@ class TestRefusals:
 
 def test_the_embedder_is_made_once():
     assert get_embedder("scripted") is get_embedder("scripted")
+
+
+class TestWhatNoIndexServes:
+    """Compares all rows, since nobody would see whether the index has given enough."""
+
+    def test_another_expression_of_the_same_order(self, library):
+        vector = [1.0] * DIMENSIONS
+        found = Book.objects.filter(year=3).similar(vector).order_by(models.F("distance").asc())
+        exact = Book.objects.filter(year=3).similar(vector, exact=True)
+        assert [book.pk for book in found[:90]] == [book.pk for book in exact[:90]]
+        assert "+ 0" in str(found.query)
+
+    def test_a_search_without_an_end(self, library):
+        assert "+ 0" in str(Book.objects.similar([1.0] * DIMENSIONS).query)
+        assert "+ 0" not in str(Book.objects.similar([1.0] * DIMENSIONS)[:10].query)
+
+    def test_unions_have_an_order(self, library):
+        one, other = (
+            Book.objects.similar(vector, exact=True).filter(year__in=years).values("pk", "distance")
+            for vector in ([1.0] * DIMENSIONS,)
+            for years in ([1, 2], [2, 3])
+        )
+        rows = one.union(other).order_by("distance")
+        assert len(rows) == 300
+        assert [row["distance"] for row in rows] == sorted(row["distance"] for row in rows)
+
+    def test_groups_are_not_of_one_row_each(self, library):
+        found = Book.objects.similar([1.0] * DIMENSIONS).values("distance")
+        execute(
+            "UPDATE library_bookembedding SET vector ="
+            " (SELECT vector FROM library_bookembedding ORDER BY source_id LIMIT 1)"
+        )
+        (group,) = found.annotate(books=models.Count("pk")).order_by("distance")
+        assert group["books"] == Book.objects.similar([1.0] * DIMENSIONS).count() > 2000
+
+
+def test_a_name_that_is_taken_afterwards_is_refused(library):
+    found = Book.objects.similar([1.0] * DIMENSIONS).annotate(distance=models.Value(1))
+    with pytest.raises(ValueError, match=r"annotation has taken the name 'distance'"):
+        list(found[:3])
+
+
+def test_searches_are_not_joined_by_or(library):
+    with pytest.raises(TypeError, match=r"cannot be joined by \|"):
+        Book.objects.similar([1.0] * DIMENSIONS) | Book.objects.filter(year=3)
+
+
+def test_a_pickled_search_forgets_its_vector(shelf):
+    """Another process may have another embedder, whose fingerprint would stand beside it."""
+    queryset = Book.objects.similar("red")
+    assert list(queryset[:1])
+    copied = pickle.loads(pickle.dumps(queryset.query))
+    distance = copied.annotations["distance"]
+    _, vector = distance.get_source_expressions()
+    assert vector.memo == []

@@ -1,8 +1,9 @@
 """Searches as part of other queries, and those that few rows match: as many rows as there are."""
 
 import pytest
-from django.db import connection
-from django.db.models import Count, Exists, Max, OuterRef, Subquery
+from django.db import connection, transaction
+from django.db.models import Count, Exists, F, Max, OuterRef, Subquery, Window
+from django.db.models.functions import RowNumber
 from django.test.utils import CaptureQueriesContext
 
 from embedsync import compiler
@@ -127,3 +128,103 @@ def test_with_distinct_groups_and_related_rows(drain, exact):
     later = Letter.objects.filter(postscript__pk__gt=first.postscript_set.last().pk).distinct()
     later = later.similar("red apple", exact=exact)
     assert {row.text for row in later[:5]} == {"red rose", "blue sea"}
+
+
+def test_of_a_larger_table_more_rows_are_few(library, monkeypatch):  # noqa: F811
+    """By the square root of how much larger: comparing n takes as n, a walk as 1 / n."""
+    execute("ANALYZE library_book, library_bookembedding")
+    search = Book.objects.filter(year__gt=19).similar(library[0])[:10]  # 1,000 of 3,000
+    for few, of, expected in [(400, 3000, False), (400, 300, True), (200, 300, False)]:
+        monkeypatch.setattr(compiler, "FEW_ROWS", few)
+        monkeypatch.setattr(compiler, "FEW_ROWS_OF", of)
+        assert search.query.get_compiler("default").few_match() is expected
+
+
+class TestBounds:
+    """Where fewer rows are near enough than are asked for, the index is left at the last of them.
+
+    It would walk to its end, and all rows would be compared after that.
+    """
+
+    @pytest.fixture
+    def nearest(self, library):  # noqa: F811
+        return list(Book.objects.similar(library[0], exact=True)[:20])
+
+    @pytest.fixture
+    def bound(self, nearest):
+        return (nearest[4].distance + nearest[5].distance) / 2
+
+    @pytest.fixture(params=["min_similarity", "lt", "lte", "filtered"])
+    def search(self, library, bound, request):  # noqa: F811
+        if request.param == "min_similarity":
+            return Book.objects.similar(library[0], min_similarity=1 - bound)
+        if request.param == "filtered":
+            return Book.objects.filter(year__gte=0).similar(library[0]).filter(distance__lte=bound)
+        return Book.objects.similar(library[0]).filter(**{f"distance__{request.param}": bound})
+
+    @pytest.mark.parametrize(
+        "page", [slice(10), slice(3), slice(2, 10), slice(3, 5), slice(5, 10), slice(7, 9)], ids=str
+    )
+    def test_a_page_ends_with_the_last_that_is_near_enough(
+        self, search, nearest, page, monkeypatch
+    ):
+        monkeypatch.setattr(compiler.SimilarCompiler, "few_match", lambda _: False)
+        monkeypatch.setattr(compiler.SimilarQuery, "exactly", None)
+        with CaptureQueriesContext(connection) as queries:
+            found = list(search[page])
+        assert [book.pk for book in found] == [book.pk for book in nearest[:5][page]]
+        assert all(book.title for book in found)
+        searches = [query["sql"] for query in queries if "<=>" in query["sql"]]
+        assert len(searches) == (2 if found else 1)
+        assert all("hnsw" in sql for sql in searches)
+
+    def test_the_rest_of_the_orm(self, search, nearest):
+        first = [book.pk for book in nearest[:5]]
+        assert [values["pk"] for values in search.values("pk")[:10]] == first
+        assert list(search.values_list("title", flat=True)[2:10]) == [
+            book.title for book in nearest[2:5]
+        ]
+        assert [book.pk for book in search[:10].iterator()] == first
+        assert search[:10].count() == search.count() == 5
+        assert [book.pk for book in search.distinct()[:10]] == first
+        with transaction.atomic():
+            assert [book.pk for book in search.select_for_update(of=["self"])[:10]] == first
+
+    def test_what_a_page_of_distances_cannot_tell_is_exact(self, library, bound):  # noqa: F811
+        """Other orders, windows over what is within, the bound of another search."""
+        within, exact = (
+            Book.objects.similar(library[0], min_similarity=1 - bound, exact=is_exact)
+            for is_exact in (False, True)
+        )
+        number = Window(RowNumber(), order_by=F("id").asc())
+        for change in (
+            lambda found: found.annotate(number=number).filter(number__lte=3),
+            lambda found: found.extra(order_by=["-id"]),
+            lambda found: Book.objects.similar(library[0]) & found,
+            lambda found: Book.objects.similar(library[30]) & found,
+        ):
+            wanted = [book.pk for book in change(exact)[:10]]
+            assert wanted
+            assert [book.pk for book in change(within)[:10]] == wanted
+
+    def test_an_equal_distance_is_within_one_and_not_the_other(self, library, nearest):  # noqa: F811
+        found, last = Book.objects.similar(library[0]), nearest[4].distance
+        assert len(found.filter(distance__lt=last)[:10]) == 4
+        assert len(found.filter(distance__lte=last)[:10]) == 5
+
+    def test_where_few_rows_pass_they_are_compared(self, library, monkeypatch):  # noqa: F811
+        """The bound is no filter of which the planner would know how many rows pass."""
+        monkeypatch.setattr(compiler, "FEW_ROWS", 500)
+        execute("ANALYZE library_book, library_bookembedding")
+        few = Book.objects.filter(year=7).similar(library[0], min_similarity=-1)[:10]
+        with CaptureQueriesContext(connection) as queries:
+            assert len(few) == 10
+        assert [query["sql"][:7] for query in queries] == ["EXPLAIN", "SELECT "]
+        many = Book.objects.filter(year__gt=7).similar(library[0], min_similarity=-1)[:10]
+        with CaptureQueriesContext(connection) as queries:
+            assert list(many)
+        assert [query["sql"][:7] for query in queries].count("EXPLAIN") == 1
+        assert sum("hnsw" in query["sql"] for query in queries) == 2
+        with CaptureQueriesContext(connection) as queries:
+            list(Book.objects.similar(library[0]).filter(distance__lte=1)[:10])
+        assert not any(query["sql"].startswith("EXPLAIN") for query in queries)

@@ -140,6 +140,18 @@ class TestBits:
             hits += len({row.pk for row in found} & {*best})
         assert hits / 10 / len(QUERIES) >= 0.95
 
+    def test_a_bound_is_outside_of_what_chooses_candidates(self, bits, monkeypatch):
+        """Or the index would be walked through for more candidates that are within."""
+        nearest = list(bits.objects.similar(QUERIES[1])[:6])
+        bound = (nearest[2].distance + nearest[3].distance) / 2
+        found = bits.objects.similar(QUERIES[1]).filter(distance__lt=bound)
+        assert list(found[3:6]) == []
+        monkeypatch.setattr(compiler.SimilarQuery, "exactly", None)
+        assert [row.pk for row in found[:6]] == [row.pk for row in nearest[:3]]
+        inner, outer = str(found[:6].query).split("AS embedsync_candidates")
+        assert str(bound) not in inner
+        assert "embedsync_distance < " in outer
+
     def test_a_text_of_another_embedder_is_refused(self, bits):
         assert len(bits.objects.similar("a deep blue sea")[:3]) == 3
         SidecarState.objects.update_or_create(
@@ -185,7 +197,7 @@ def setting(name):
 
 class TestScans:
     @pytest.mark.parametrize(
-        ("end", "expected"), [(10, "200"), (100, "200"), (300, "600"), (5000, "1000")]
+        ("end", "expected"), [(10, "300"), (100, "300"), (300, "600"), (5000, "1000")]
     )
     def test_ef_search_follows_the_slice(self, end, expected):
         assert str(scan.ef_search(end)) == expected
