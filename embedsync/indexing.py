@@ -3,11 +3,19 @@
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
-from django.db import DatabaseError, InterfaceError, connections, transaction
+from django.db import DatabaseError, InterfaceError, ProgrammingError, connections, transaction
 
 from embedsync import state
-from embedsync.database import worker_transaction
+from embedsync.database import (
+    QUERY_CANCELED,
+    is_own_session,
+    sqlstate,
+    worker_transaction,
+)
 from embedsync.declaration import EmbeddingModel, key_of
 from embedsync.index import deferred_index
 from embedsync.sql import statement
@@ -31,6 +39,8 @@ class IndexBuilder:
 
     def see_to(self, sidecars: list[type[EmbeddingModel]]) -> None:
         """Begin to build what is due, unless something is being built."""
+        if connections[self.using].in_atomic_block:
+            return  # a test's: CREATE INDEX CONCURRENTLY would wait for its end, and it for that
         if self._thread is not None:
             if self._thread.is_alive():
                 return
@@ -66,14 +76,46 @@ class IndexBuilder:
     def _build(self, sidecar: type[EmbeddingModel]) -> None:
         started = time.monotonic()
         try:
-            build(sidecar, self.using)
+            with patient(self.using) if is_own_session(self.using) else nullcontext():
+                build(sidecar, self.using)
         except (DatabaseError, InterfaceError) as error:
-            logger.error("the index of %s was not built: %s", sidecar._meta.label, error)
+            cure = (
+                ". Behind a pool, run embed_reindex past it"
+                if sqlstate(error) == QUERY_CANCELED
+                else ""
+            )
+            logger.error("the index of %s was not built: %s%s", sidecar._meta.label, error, cure)
         else:
             took = time.monotonic() - started
             logger.info("built the index of %s in %.1f s", sidecar._meta.label, took)
         finally:
             connections[self.using].close()
+
+
+@contextmanager
+def patient(using: str, seconds: float | None = None) -> Iterator[None]:
+    """Let statements of this session run as long as they need, whatever its role's timeout says.
+
+    ``seconds`` is how long each may wait for others. After an error the session is closed.
+    """
+    wanted = {"statement_timeout": "0"}
+    if seconds is not None:
+        wanted["lock_timeout"] = str(round(seconds * 1000))
+    with connections[using].cursor() as cursor:
+        before: dict[str, Any] = {}
+        for name, value in wanted.items():
+            cursor.execute("SELECT current_setting(%s)", [name])
+            (before[name],) = cursor.fetchone()
+            cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
+    try:
+        yield
+    except BaseException:
+        # For good: Django's pool would hand it to somebody else as it is.
+        connections[using].connection.close()
+        raise
+    with connections[using].cursor() as cursor:
+        for name, value in before.items():
+            cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
 
 
 def is_built(sidecar: type[EmbeddingModel], using: str) -> bool:
@@ -103,13 +145,16 @@ def build(sidecar: type[EmbeddingModel], using: str) -> None:
     if not is_usable(full_name, empty_name, using):
         full = index.sized(count(sidecar, using))
         full.name = index.full_name
-        with connection.cursor() as cursor:
+        with transaction.atomic(using), connection.cursor() as cursor:
+            # Searches wait behind this lock; better to try again than to make them wait for long.
+            cursor.execute("SET LOCAL lock_timeout = '2s'")
             cursor.execute(f"DROP INDEX IF EXISTS {full_name}")
         with connection.schema_editor(atomic=False) as editor:
             editor.add_index(sidecar, full, concurrently=True)  # type: ignore[call-arg]
     with transaction.atomic(using), connection.cursor() as cursor:
-        # Searches wait behind this lock; better to try again than to make them wait for long.
         cursor.execute("SET LOCAL lock_timeout = '2s'")
+        if not is_usable(full_name, empty_name, using):
+            raise ProgrammingError(f"{index.name} is declared otherwise by now, or gone.")
         cursor.execute(f"DROP INDEX {empty_name}")
         cursor.execute(f"ALTER INDEX {full_name} RENAME TO {empty_name}")
     note_built(using, sidecar)

@@ -1,17 +1,14 @@
 """Building an index of vectors anew, CONCURRENTLY: searches and workers go on meanwhile."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from django.db import DatabaseError, connections, transaction
 
 from embedsync.database import LOCK_NOT_AVAILABLE, sqlstate
 from embedsync.declaration import EmbeddingModel, key_of
 from embedsync.index import DeferredIvfflatIndex, deferred_index
-from embedsync.indexing import build, count, is_built
+from embedsync.indexing import build, count, is_built, patient
 from embedsync.models import SidecarState
 from embedsync.sql import statement
 from embedsync.wear import counted, index_status, note_built
@@ -51,18 +48,19 @@ def reindex(
     is_filled = state is not None and state.backfilled_at is not None
     if status.state == "unbuilt" and not is_filled:
         return Reindexed(key, index.name, "waits for the first fill to end")
-    if not (every or status.is_due or status.state == "unbuilt"):
-        return Reindexed(key, index.name, "is not due")
+    wanted = every or status.is_due or status.state == "unbuilt"
     before, started = found.size if found else 0, time.monotonic()
     try:
         with patient(using, patience):
             drop_leftovers(using, sidecar)
+            if not wanted:
+                return Reindexed(key, index.name, "is not due")
             if status.state != "unbuilt":
                 rebuild(using, sidecar)
             elif not is_built(sidecar, using):  # by a worker, while this waited
                 build(sidecar, using)
     except DatabaseError as error:
-        connections[using].close()  # with what had been set for this session
+        connections[using].close()
         return Reindexed(key, index.name, why(error, patience), is_failure=True)
     took = time.monotonic() - started
     note_built(using, sidecar)
@@ -104,22 +102,6 @@ def drop_leftovers(using: str, sidecar: type[EmbeddingModel]) -> None:
         cursor.execute("SET LOCAL lock_timeout = '2s'")
         for name in leftovers:
             cursor.execute(f"DROP INDEX {name}")
-
-
-@contextmanager
-def patient(using: str, seconds: float) -> Iterator[None]:
-    """Let statements of this session run as long as they need, and wait for others only so long."""
-    wanted = {"statement_timeout": "0", "lock_timeout": str(round(seconds * 1000))}
-    with connections[using].cursor() as cursor:
-        before: dict[str, Any] = {}
-        for name, value in wanted.items():
-            cursor.execute("SELECT current_setting(%s)", [name])
-            (before[name],) = cursor.fetchone()
-            cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
-    yield
-    with connections[using].cursor() as cursor:
-        for name, value in before.items():
-            cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
 
 
 def why(error: DatabaseError, patience: float) -> str:

@@ -188,8 +188,9 @@ class TestCommand:
         assert "built" in run("library.Book", all=True)
         assert filenode() != after
 
-    def test_leftovers_are_cleared_away(self, books):
-        change(8)
+    @pytest.mark.parametrize("changed", [8, 0], ids=["due", "not due"])
+    def test_leftovers_are_cleared_away(self, books, changed):
+        change(changed)
         names = [f"{NAME}_ccnew", f"{NAME}_ccold1", f"{NAME}_full"]
         others = ["another_ccnew", f"{NAME}_mine"]
         for name in [*names, *others]:
