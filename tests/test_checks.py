@@ -407,3 +407,16 @@ def test_several_defaults(monkeypatch):
     (message,) = ours.several_defaults()
     assert (message.id, message.obj) == ("embedsync.E025", Play)
     assert "by_title" in message.msg
+
+
+def test_sidecars_of_one_source_and_one_name(monkeypatch):
+    assert list(ours.same_names()) == []
+    there = list(ours.sidecars())
+    twin = Play.by_plot.model
+    other = next(sidecar for sidecar in there if sidecar is not twin)
+    monkeypatch.setattr(ours, "sidecars", lambda: [twin, other])
+    monkeypatch.setattr(ours, "source_of", lambda sidecar: Play)
+    monkeypatch.setattr(other._meta, "model_name", twin._meta.model_name)
+    (message,) = ours.same_names()
+    assert (message.id, message.obj) == ("embedsync.E034", other)
+    assert message.hint

@@ -6,7 +6,7 @@ from django.db import models
 from django.test.utils import isolate_apps
 
 from embedsync.checks import indexes as ours
-from embedsync.models import HNSW, EmbeddedModel, Embedding, IVFFlat
+from embedsync.models import HNSW, Chunks, EmbeddedModel, Embedding, IVFFlat
 
 pytestmark = pytest.mark.django_db
 
@@ -42,6 +42,7 @@ def found(made=64, *, settings, **options):
         (64, {"storage": "bit", "distance": "inner_product"}, ["embedsync.E030"]),
         (64, {"storage": "bit", "index": IVFFlat()}, ["embedsync.E030"]),
         (64, {"storage": "bit", "index": None}, ["embedsync.E030"]),
+        (64, {"storage": "bit", "chunks": Chunks(size=50)}, ["embedsync.E030"]),
         (2000, {"storage": "vector"}, []),
         (2001, {"storage": "vector"}, ["embedsync.E031"]),
         (2001, {"storage": "vector", "index": IVFFlat()}, ["embedsync.E031"]),

@@ -51,6 +51,7 @@ QUERIES = (models.QuerySet, models.Subquery, Query)
 def check_declarations(**_: Any) -> list[CheckMessage]:
     """All that can be told without asking a database."""
     found = [*misplaced(), *managers_without_similar(), *wrong_knobs(), *several_defaults()]
+    found += same_names()
     for sidecar in sidecars():
         if not has_source(sidecar):
             found.append(
@@ -134,6 +135,25 @@ def several_defaults() -> Iterator[CheckMessage]:
                 hint="Leave it at one of them.",
                 obj=model,
                 id="embedsync.E025",
+            )
+
+
+def same_names() -> Iterator[CheckMessage]:
+    """Sidecars of one name in several apps: a search of their source could mean any of them."""
+    known: dict[tuple[Any, str], type[EmbeddingModel]] = {}
+    for sidecar in sidecars():
+        if not has_source(sidecar) or isinstance(relation_of(sidecar).remote_field.model, str):
+            continue
+        source = source_of(sidecar)._meta
+        root = source.concrete_model, sidecar._meta.model_name or ""
+        first = known.setdefault(root, sidecar)
+        if first is not sidecar:
+            yield Error(
+                f"{first._meta.label} and {sidecar._meta.label} have the same source and the same"
+                " name: searches of it cannot tell them apart.",
+                hint="Give one of the classes another name.",
+                obj=sidecar,
+                id="embedsync.E034",
             )
 
 

@@ -56,6 +56,14 @@ def wrong_bits(sidecar: type[EmbeddingModel], declaration: Declaration) -> Itera
             obj=sidecar,
             id="embedsync.E030",
         )
+    if declaration.chunks is not None:
+        yield Error(
+            f'{sidecar._meta.label} has storage="bit" and chunks=: of several passages a row\'s'
+            " nearest is found by full vectors, so that no index of bits would ever serve it.",
+            hint='Use storage="halfvec", or leave chunks= out.',
+            obj=sidecar,
+            id="embedsync.E030",
+        )
     if not isinstance(declaration.index, HNSW):
         yield Error(
             f'{sidecar._meta.label} has storage="bit" and index={declaration.index}: its bits are'
