@@ -51,7 +51,7 @@ def expand(rows: int, meter: Meter) -> float:
     queue = Queue("default", "bench")
     meter.start()
     before = time.process_time()
-    while hops := queue.hops([key_of(SIDECAR)]):
+    while hops := queue.rare([key_of(SIDECAR)])[1]:
         for _, hop in hops:
             queue.expand(SIDECAR, hop)
     spent = time.process_time() - before + meter.read()[0]

@@ -61,6 +61,13 @@ def database(name: str, *, fsync: bool = False) -> Iterator[None]:
             started.stop()
 
 
+def cache() -> Path:
+    """A folder of the project's that git ignores."""
+    folder = PROJECT / ".cache"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def run_sql(*statements: str) -> None:
     """Execute statements that return nothing of interest."""
     with connection.cursor() as cursor:

@@ -5,6 +5,7 @@ has not changed. Then with the real model: the rate of a drain against one bare
 ``SentenceTransformer.encode()`` of the same texts.
 """
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -64,6 +65,9 @@ def ready_worker(films: list[Movie]) -> Worker:
     run_sql("VACUUM ANALYZE", "CHECKPOINT")
     worker = Worker()
     worker.start()
+    # The films are no part of a worker, whose garbage collector would walk through all of them.
+    gc.collect()
+    gc.freeze()
     return worker
 
 

@@ -24,8 +24,10 @@ BENCHMARKS = (
     "capture_rename",
     "drain",
     "worker",
+    "embed",
     "backlog",
     "search",
+    "first_search",
     "indexes",
     "sweep",
 )

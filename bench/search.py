@@ -4,7 +4,8 @@ Time: against the same SQL through psycopg alone, and against plain SQL with the
 in the session. Recall: against the exact search, for vectors near films' own and for real queries.
 
 Vectors are real ones from the cache (``bench/films.py`` fills it). Without a full cache the rest
-are mixtures of two real ones, and the output says so.
+are mixtures of two real ones, and the output says so. At the end clustered vectors, half a million
+of them as well, with and without filters (``bench/filters.py``).
 """
 
 import statistics
@@ -84,11 +85,8 @@ def near(stored: np.ndarray, number: int) -> list[list[float]]:
     return result
 
 
-def load(rows: list[Movie], stored: np.ndarray) -> float:
-    """Films and vectors straight into their tables, then the index. Seconds for the index."""
-    run_sql("SET embedsync.capture = off")
-    Movie.objects.bulk_create(rows, batch_size=1000)
-    run_sql("RESET embedsync.capture")
+def write_vectors(keys: Sequence[int], stored: np.ndarray) -> None:
+    """Vectors straight into the sidecar."""
     with (
         binary_cursor("default") as cursor,
         cursor.copy(
@@ -97,8 +95,16 @@ def load(rows: list[Movie], stored: np.ndarray) -> float:
         ) as copy,
     ):
         copy.set_types(["int8", "int4", "bytea", "halfvec"])
-        for row, vector in zip(rows, stored, strict=True):
-            copy.write_row((row.pk, 0, b"\0" * 16, HalfVector(vector)))
+        for key, vector in zip(keys, stored, strict=True):
+            copy.write_row((key, 0, b"\0" * 16, HalfVector(vector)))
+
+
+def load(rows: list[Movie], stored: np.ndarray) -> float:
+    """Films and vectors straight into their tables, then the index. Seconds for the index."""
+    run_sql("SET embedsync.capture = off")
+    Movie.objects.bulk_create(rows, batch_size=1000)
+    run_sql("RESET embedsync.capture")
+    write_vectors([row.pk for row in rows], stored)
     started = time.perf_counter()
     indexing.build(SIDECAR, "default")
     taken = time.perf_counter() - started
@@ -226,6 +232,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="films with real vectors; embeds what is missing")
     parser.add_argument("--queries", type=int, default=200, help="vectors near films' own")
     parser.add_argument("--rounds", type=int, default=3, help="after one to warm up (default: 3)")
+    parser.add_argument(
+        "--clustered", type=int, nargs="*", default=[34_000, 500_000], help="sizes of those sets"
+    )
     options = parser.parse_args()
     rows, stored, said = vectors(options.rows)
     searched: Queries = {"near": near(stored, options.queries)}
@@ -255,6 +264,13 @@ def main() -> None:
         Figure("index_build_s", [seconds], unit="s", digits=1),
     ]
     notes = [f"{said}; ef_search {knobs.ef_search}", *others]
+    if options.clustered:
+        from filters import measure  # which needs what is above
+
+        for size in options.clustered:
+            more, lines = measure(size, queries=100, rounds=2)
+            figures += more
+            notes += lines
     report(figures, notes, as_json=options.json)
 
 

@@ -2,7 +2,8 @@
 
 * An endpoint that answers after 200 ms, asked four at a time: the rate as a share of the ideal.
 * The real model in two worker processes of one thread each, against one bare
-  ``SentenceTransformer.encode()`` of one thread.
+  ``SentenceTransformer.encode()`` of one thread: by torch, and as ``embed_export`` has made it. And
+  two bare ones at once, which is what the machine gives.
 * From the commit of a row to its vector, on an idle system; what an idle worker costs.
 """
 
@@ -10,21 +11,26 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import psutil
-from common import PROJECT, Figure, arguments, database, one_value, progress, report
+from common import PROJECT, Figure, arguments, cache, database, one_value, progress, report
 from django.db import connection
 from django.test.utils import override_settings
 from drain import NO_COST, SIDECAR, drain, drop_index, empty, ready_worker, timed
+from embed import seconds_at_once
 from films import repeated, texts
 
 from embedsync.conf import settings as knobs
-from embedsync.embedders.sentence_transformers import without_bars
+from embedsync.embedders.export import export
+from embedsync.embedders.sentence_transformers import SentenceTransformerEmbedder, without_bars
 from embedsync.worker import Worker
 from example_project.films.models import Movie
 
@@ -85,36 +91,63 @@ def insert(films: list[Movie]) -> None:
     Movie.objects.bulk_create(films, batch_size=1000)
 
 
-def measure_two(rows: int, pairs: int) -> list[Figure]:
-    """Two workers of one thread against the bare library with one thread, in turn."""
+def measure_two(rows: int, pairs: int, folder: Path) -> tuple[list[Figure], str]:
+    """Two workers of one thread against the bare library with one thread, in turn; and a note."""
+    films = repeated(rows + WARM_UP)
+    warm_up, films = films[:WARM_UP], films[WARM_UP:]
+    bare, wanted = bare_model(), texts(films)
+    bare.encode(wanted[:128])
+    model = knobs.embedder("default").model
+    progress("exporting the model")
+    export(SentenceTransformerEmbedder(model=model, dimensions=384), folder, sample=32)
+    exported = {"DJANGO_SETTINGS_MODULE": "exported_settings", "EXPORTED_MODEL": str(folder)}
+    sides = {"torch": {}, "onnx": {**exported, "PYTHONPATH": str(Path(__file__).parent)}}
+    ratios: dict[str, list[float]] = {side: [] for side in (*sides, "bare")}
+    rates = []
+    for number in range(pairs):
+        taken = {}
+        for side, more in sides.items():
+            empty()
+            with processes(2, **ONE_THREAD, **more):
+                insert(warm_up)
+                wait_for(WARM_UP)
+                time.sleep(1)
+                started = time.perf_counter()
+                insert(films)
+                wait_for(rows + WARM_UP)
+                taken[side] = time.perf_counter() - started
+        alone, _ = timed(partial(bare.encode, wanted))
+        command = [sys.executable, __file__, "--bare", str(rows)]
+        taken["bare"] = seconds_at_once(command, 2) / 2
+        for side, seconds in taken.items():
+            ratios[side].append(alone / seconds)
+        rates.append(rows / alone)
+        said = ", ".join(f"{side} {rows / seconds:.1f}" for side, seconds in taken.items())
+        progress(f"pair {number + 1} of {pairs}: bare alone {rates[-1]:.1f} rows/s; two: {said}")
+    return [
+        Figure("two_workers_ratio", ratios["torch"], at_least=1.6),
+        Figure("two_workers_onnx_ratio", ratios["onnx"]),
+        Figure("two_bare_ratio", ratios["bare"]),
+    ], f"bare encode() of one thread, alone: {statistics.median(rates):.1f} rows/s"
+
+
+def bare_model() -> Any:
+    """The library itself, with one thread."""
     import torch
     from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(1)
-    films = repeated(rows + WARM_UP)
-    warm_up, films = films[:WARM_UP], films[WARM_UP:]
-    wanted = texts(films)
     with without_bars():
-        bare = SentenceTransformer(knobs.embedder("default").model)
-    bare.encode(wanted[:128])
-    ratios = []
-    for number in range(pairs):
-        empty()
-        with processes(2, **ONE_THREAD):
-            insert(warm_up)
-            wait_for(WARM_UP)
-            time.sleep(1)
-            started = time.perf_counter()
-            insert(films)
-            wait_for(rows + WARM_UP)
-            taken = time.perf_counter() - started
-        alone, _ = timed(partial(bare.encode, wanted))
-        ratios.append(alone / taken)
-        progress(
-            f"pair {number + 1} of {pairs}: bare {rows / alone:.1f} rows/s, two workers"
-            f" {rows / taken:.1f}"
-        )
-    return [Figure("two_workers_ratio", ratios, at_least=1.6)]
+        return SentenceTransformer(knobs.embedder("default").model)
+
+
+def be_bare(rows: int) -> None:
+    """One of two processes at once: it says when it is ready, and embeds when it is told to."""
+    bare, wanted = bare_model(), texts(repeated(rows))
+    bare.encode(wanted[:16])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    bare.encode(wanted)
 
 
 def measure_freshness(rows: int) -> list[Figure]:
@@ -194,24 +227,31 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--rows", type=int, default=10_000, help="for the endpoint")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model-rows", type=int, default=4_000)
-    parser.add_argument("--pairs", type=int, default=3, help="with two workers; 0: without")
+    parser.add_argument("--model-rows", type=int, default=2_000)
+    parser.add_argument("--pairs", type=int, default=2, help="with two workers; 0: without")
     parser.add_argument("--commits", type=int, default=100, help="for freshness")
     parser.add_argument("--idle", type=float, default=120.0, help="seconds of idleness")
+    parser.add_argument("--bare", type=int, help="of itself, for two processes at once")
     options = parser.parse_args()
-    with database("worker"):
-        drop_index()
-        figures = measure_endpoint(options.rows, options.rounds)
-        figures += measure_idle(options.idle)
-        figures += measure_freshness(options.commits)
-        if options.pairs:
-            figures += measure_two(options.model_rows, options.pairs)
+    if options.bare:
+        be_bare(options.bare)
+        return
     notes = [
         f"endpoint: {options.rows} rows, {CALL} texts a call, {SECONDS} s a call, concurrency"
         f" {CONCURRENCY}; two workers: {options.model_rows} films, one thread each",
         f"freshness: {options.commits} commits, one at a time; idle: {options.idle:g} s, with a"
         " heartbeat a minute",
     ]
+    with database("worker"):
+        drop_index()
+        figures = measure_endpoint(options.rows, options.rounds)
+        figures += measure_idle(options.idle)
+        figures += measure_freshness(options.commits)
+        if options.pairs:
+            with tempfile.TemporaryDirectory(dir=cache()) as folder:
+                more, said = measure_two(options.model_rows, options.pairs, Path(folder) / "model")
+            figures += more
+            notes.append(said)
     report(figures, notes, as_json=options.json)
 
 
