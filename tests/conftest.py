@@ -14,7 +14,7 @@ from embedsync.worker import Worker
 from example_project.postgres import PROJECT, VERSIONS, Cluster
 from tests.migration_project import Project
 from tests.steps import calls_in, count_calls
-from tests.workers import WorkerProcess
+from tests.workers import Clock, WorkerProcess
 
 
 @pytest.fixture(scope="session")
@@ -132,16 +132,6 @@ def project(postgres, tmp_path):
     project = Project(tmp_path, connection.settings_dict)
     yield project
     project.remove()
-
-
-class Clock:
-    """A clock of a test's own, in seconds."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
 
 
 @pytest.fixture
