@@ -66,6 +66,14 @@ class TestFaults:
         assert isinstance(trouble, RefusedError)
         assert "The model `hashed` does not exist" in str(trouble)
 
+    def test_nothing_is_left_to_pay_with(self, make, provider):
+        """No waiting ends it, though it is a 429: somebody has to see to it."""
+        reason = {"message": "You exceeded your current quota.", "code": "insufficient_quota"}
+        provider.answer = lambda body: (429, JSON, {"error": reason})
+        _, trouble = failure(make())
+        assert isinstance(trouble, RefusedError)
+        assert "429 - You exceeded your current quota." in str(trouble)
+
     @pytest.mark.parametrize("status", [400, 413, 422])
     def test_a_text_is_to_blame(self, make, provider, status):
         provider.refuses("long", status)

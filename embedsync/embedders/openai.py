@@ -24,6 +24,8 @@ SHORTEST_SECRET = 7  # characters, of what is said in headers
 HARMLESS = "word"
 SAME = 1e-5  # as good as length 1, for a float32
 REASONS = ("message", "msg", "detail", "error")
+# A 429 that no waiting ends: somebody has to pay (OpenAI's guide to error codes).
+OUT_OF_QUOTA = "insufficient_quota"
 REASON_LENGTH = 200
 
 Answer = tuple[list[list[float]], int | None]  # vectors, and how many tokens were taken
@@ -241,6 +243,8 @@ def explained() -> Iterator[None]:
         if status := getattr(error, "status_code", None):
             reason = reason_of(getattr(error, "body", None))
             error.args = (f"Error code: {status} - {reason}".removesuffix(" - "),)
+        if getattr(error, "code", None) == OUT_OF_QUOTA:
+            raise RefusedError(str(error)) from error
         raise
 
 
