@@ -1,6 +1,7 @@
 """Exports for OnnxEmbedder: the vectors of the model, proven before anything is written."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,14 @@ class TestTheSameVectors:
     def test_one_space_and_one_cache_of_search_texts(self, mxbai, exported):
         assert exported.fingerprint == mxbai.fingerprint
         assert exported.query_fingerprint == mxbai.query_fingerprint
+
+    def test_one_that_was_let_pass_with_less_is_a_space_of_its_own(self, exported, tmp_path):
+        directory = tmp_path / "made"
+        shutil.copytree(exported.model, directory)
+        description = json.loads((directory / "embedsync.json").read_text())
+        (directory / "embedsync.json").write_text(json.dumps({**description, "cosine": 0.9998}))
+        other = OnnxEmbedder(model=str(directory), dimensions=384)
+        assert other.fingerprint != exported.fingerprint
 
     def test_the_same_tokens(self, mxbai, exported):
         assert exported.max_tokens == mxbai.max_tokens == tiny.MAX_TOKENS - 2

@@ -140,6 +140,20 @@ class TestAnIdleWorker:
         heart.end()
         assert not WorkerState.objects.exists()
 
+    def test_leaves_its_session_as_it_was(self, idle):
+        """Django's pool hands it to somebody else."""
+
+        def name():
+            with connection.cursor() as cursor:
+                cursor.execute("SHOW application_name")
+                return cursor.fetchone()[0]
+
+        before = name()
+        heart = idle(121)
+        assert name() == "embedsync idle" != before
+        heart.end()
+        assert name() == before
+
     def test_that_is_frozen_is_not_taken_for_alive(self, idle):
         idle(121)
         long_ago = "statement_timestamp() - interval '4 minutes'"

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from django.db import ProgrammingError, connection
+from django.db import DataError, ProgrammingError, connection
 
 from embedsync import indexing
 from embedsync.models import SidecarState
@@ -66,6 +66,25 @@ def test_an_index_may_take_longer_than_statements_of_its_role(drain):
         finally:
             execute(f"ALTER DATABASE {database} RESET statement_timeout")
     assert indexing.is_built(BookEmbedding, "default")
+
+
+def test_a_patient_session_is_used_by_nobody_else():
+    """Django's pool would hand it on as it is."""
+
+    def timeout():
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW statement_timeout")
+            return cursor.fetchone()[0]
+
+    execute("SET statement_timeout = '7s'")
+    with indexing.patient("default"):
+        assert timeout() == "0"
+    assert timeout() == "7s"
+    raw = connection.connection
+    with pytest.raises(DataError), indexing.patient("default"):
+        execute("SELECT 1/0")
+    assert raw.closed
+    connection.close()
 
 
 def write_for_a_while():

@@ -12,7 +12,7 @@ from embedsync.models import Inbox, SidecarState
 from embedsync.triggers import trigger_states
 from tests.books import execute, renamed
 from tests.library.models import Letter
-from tests.oddities.models import Flower, Guide, Kind, Lap, Pet, Place, Present, Spot
+from tests.oddities.models import Flower, Guide, Kind, Lap, Pet, Place, Present, Rose, Spot
 from tests.sync import assert_in_step, stored_vectors
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -30,6 +30,16 @@ def kinds(drain):
     drain()
     assert_in_step(*ODDITIES)
     return kind
+
+
+def test_of_rows_like_a_child_it_is_the_child_that_is_left_out(kinds, drain):
+    """Its key is another than its parent's, and may be that of another row."""
+    roses = [Rose.objects.create(name=f"Rose {n}", kind=kinds) for n in range(3)]
+    drain()
+    assert {rose.pk for rose in roses} & {rose.flower_id for rose in roses}
+    for rose in roses:
+        found = list(Rose.objects.similar(rose, exact=True)[:10])
+        assert {other.name for other in found} == {other.name for other in roses} - {rose.name}
 
 
 def test_all_their_triggers_are_there(transactional_db):

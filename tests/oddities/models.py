@@ -44,6 +44,13 @@ class Flower(EmbeddedModel):
         return self.name
 
 
+class Rose(Flower):
+    """A child whose key is not its parent's."""
+
+    number = models.BigAutoField(primary_key=True)
+    flower = models.OneToOneField(Flower, models.CASCADE, parent_link=True)
+
+
 class Place(EmbeddedModel):
     """Whether there is a row beside it decides, and no column of that row is looked at."""
 
