@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from sentence_transformers.sentence_transformer.modules import CNN, Dense, Normalize, Pooling
 
-from embedsync.embedders import MismatchError, get_embedder
+from embedsync.embedders import MismatchError, get_embedder, onnx
 from embedsync.embedders.export import ExportError, export, sample_texts
 from embedsync.embedders.onnx import INT8, OnnxEmbedder
 from embedsync.embedders.sentence_transformers import SentenceTransformerEmbedder
@@ -160,6 +160,27 @@ class TestQuantised:
         # 0.994 where what is large in the inputs of layers is not smoothed.
         made = export(get_embedder("default"), tmp_path / "made", precision=INT8, sample=8)
         assert made.cosine >= 0.997
+
+    def test_signed_and_unsigned_weights_make_the_same_vectors(self, quantised, monkeypatch):
+        """What a machine makes of large sums decides which are taken, and nothing else."""
+        assert {file.name for file in Path(quantised.model).iterdir()} == {
+            "embedsync.json",
+            "model.onnx",
+            "probe.onnx",
+            "tokenizer.json",
+            "unsigned.onnx",
+        }
+        found = {}
+        for keeps in (True, False):
+            monkeypatch.setattr(onnx, "keeps_sums", lambda _, keeps=keeps: keeps)
+            embedder = OnnxEmbedder(model=quantised.model, dimensions=384)
+            assert embedder.fingerprint == quantised.fingerprint
+            found[keeps] = embedder.embed_documents(TEXTS)
+        monkeypatch.undo()
+        keeps = onnx.keeps_sums(Path(quantised.model))
+        assert np.array_equal(quantised.embed_documents(TEXTS), found[keeps])
+        if keeps:
+            assert np.allclose(found[True], found[False], atol=1e-5)
 
     def test_a_vector_depends_on_its_text_alone(self, quantised):
         together = quantised.embed_documents(TEXTS)

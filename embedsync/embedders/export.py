@@ -16,8 +16,12 @@ from embedsync.embedders.onnx import (
     FLOAT32,
     GRAPH,
     INT8,
+    LARGEST_WEIGHT,
+    PROBE,
+    PROBE_WIDTH,
     SAME_SPACE,
     TOKENIZER,
+    UNSIGNED,
     Description,
     OnnxEmbedder,
     digest_of_files,
@@ -238,15 +242,36 @@ def quantise(file: Path) -> None:
             "An export in int8 needs the extra embedsync[export]: pip install onnx onnxruntime"
         ) from error
     whole = file.rename(file.with_suffix(".float32"))
-    # Signed weights are faster, and without VNNI their sums are cut off in 16 bits.
-    quantize_dynamic(
-        whole,
-        file,
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        weight_type=QuantType.QUInt8,
-    )
+    # The same numbers twice: see ``keeps_sums()``.
+    for name, weights in ((GRAPH, QuantType.QInt8), (UNSIGNED, QuantType.QUInt8)):
+        quantize_dynamic(
+            whole,
+            file.with_name(name),
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=weights,
+            extra_options={"WeightSymmetric": False},
+        )
     whole.unlink()
+    write_probe(file.with_name(PROBE))
+
+
+def write_probe(file: Path) -> None:
+    """The product that tells what a machine does with large sums."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.full((PROBE_WIDTH, PROBE_WIDTH), LARGEST_WEIGHT, dtype="int8")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["inputs", "weights"], ["sums"])],
+        "probe",
+        [helper.make_tensor_value_info("inputs", TensorProto.UINT8, [1, PROBE_WIDTH])],
+        [helper.make_tensor_value_info("sums", TensorProto.INT32, [1, PROBE_WIDTH])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    opset = helper.make_opsetid("", OPSET)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), file)
 
 
 def describe(
