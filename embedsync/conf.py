@@ -90,6 +90,11 @@ class Settings:
         return getattr(django_settings, "EMBEDSYNC_LEASE", 60.0)
 
     @property
+    def grace(self) -> float:
+        """Seconds that a worker which is told to stop gives to calls that it has in hand."""
+        return getattr(django_settings, "EMBEDSYNC_GRACE", 45.0)
+
+    @property
     def poll_interval(self) -> float:
         """Seconds an idle worker waits before it looks again."""
         return getattr(django_settings, "EMBEDSYNC_POLL_INTERVAL", 0.2)

@@ -50,6 +50,12 @@ SET LOCAL extra_float_digits = 1;
 SET LOCAL bytea_output = 'hex';
 """
 
+# Of a question that is asked outside of one.
+QUESTION = """
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+SET LOCAL lock_timeout = '2s';
+"""
+
 # The server, or the role, may only read for now; this worker was silent for too long.
 FOR_NOW = {"25006", "25P03"}
 QUERY_CANCELED, LOCK_NOT_AVAILABLE = "57014", "55P03"
@@ -87,11 +93,10 @@ def asked(using: str, sql: str, parameters: dict[str, Any]) -> Any:
     nested = connection.in_atomic_block  # where a failure must not break all
     # One message of two statements is a transaction, unless parameters are sent apart.
     alone = not nested and not connection.features.uses_server_side_binding
-    first = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;\n" if alone else ""
     with transaction.atomic(using) if nested else nullcontext(), connection.cursor() as cursor:
-        cursor.execute(first + sql, parameters)
-        if alone:
-            cursor.nextset()
+        cursor.execute(f"{QUESTION if alone else ''}{sql}", parameters)
+        while alone and cursor.nextset():
+            pass
         return cursor.fetchone()
 
 
@@ -298,9 +303,24 @@ def sqlstate(error: BaseException) -> str | None:
     return getattr(error.__cause__, "sqlstate", None)
 
 
+def is_locked(error: BaseException) -> bool:
+    """Whether it is that a lock could not be had in time: nothing is wrong with the database."""
+    return sqlstate(error) == LOCK_NOT_AVAILABLE
+
+
 def told(error: Exception) -> str:
     """An error of the database in one line, with the cure where the schema is to blame."""
     text = str(error).strip().splitlines()[0]
     if sqlstate(error) in SCHEMA_ERRORS:
         return f"{text}. Run makemigrations and migrate."
     return text
+
+
+def summary(error: Exception) -> str:
+    """An error for log and ledger."""
+    return storable(f"{type(error).__name__}: {error}")
+
+
+def storable(said: str) -> str:
+    """The beginning of what somebody has said, without what PostgreSQL does not take."""
+    return said[:500].replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -115,6 +115,7 @@ class Lane:
         # Of a model that counts tokens, before texts are cut: it may take long, or hang.
         self.loading: tuple[Future[Exception | None], Service] | None = None
         self.moved_at = time.monotonic()  # when a call began or was answered
+        self.suspected_at = 0.0  # when the last row began that may kill a worker
         self._concurrency = concurrency
         self._threads = ThreadPoolExecutor(concurrency, f"embedsync-{alias}")
 
@@ -155,6 +156,8 @@ class Lane:
         in_doubt = first.alone or first.service.breaker.failures > 0
         if self.running and (in_doubt or self.holds_suspect):
             return None
+        if first.alone:
+            self.suspected_at = time.monotonic()
         return self.waiting.popleft()
 
     def begin(self, part: Part, texts: Mapping[Asked, str], is_left: Callable[[], bool]) -> None:

@@ -6,6 +6,7 @@ last. Only that thread talks to the database.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from embedsync import state
 from embedsync.breaker import jitter
 from embedsync.claim import Claim
 from embedsync.conf import settings
-from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate
+from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate, summary
 from embedsync.declaration import EmbeddingModel, declaration_of, key_of
 from embedsync.embedders import RefusedError, UnavailableError
 from embedsync.embedders.usage import CHARACTERS
@@ -31,6 +32,7 @@ from embedsync.text import read
 logger = logging.getLogger("embedsync")
 
 HUNG_SECONDS = 600.0
+SLOW_SECONDS = 30.0  # of a call, after which rows of other embedders do not wait for its end
 CALLS_OF_A_PART = 8  # of the embedder, about, where texts are cut into passages
 
 
@@ -57,6 +59,7 @@ class Pipeline:
         self.concurrency = concurrency
         self.claims: list[Claim] = []
         self.lost = 0
+        self.has_abandoned = False  # calls that were not answered, and whose threads go on
         self._is_over = is_over
         self._give_up = give_up
         self._settled = settled
@@ -129,7 +132,8 @@ class Pipeline:
         """
         self._return_owed()
         moved = 0
-        for lane in self._lanes.values():
+        # Rows that may kill a worker go one at a time: each lane has its turn.
+        for lane in sorted(self._lanes.values(), key=lambda lane: lane.suspected_at):
             # No more than that, because what cannot be read takes long and comes back in halves.
             for _ in range(lane.room):
                 part = lane.next(suspect_elsewhere=self._suspect_elsewhere(lane))
@@ -165,19 +169,25 @@ class Pipeline:
 
     def _suspect_elsewhere(self, lane: Lane) -> bool:
         """Whether another lane has a row in hand that may kill this worker, and be blamed."""
-        return any(other.holds_suspect for other in self._lanes.values() if other is not lane)
+        return any(
+            other.holds_suspect and other.stuck_seconds < SLOW_SECONDS
+            for other in self._lanes.values()
+            if other is not lane
+        )
 
-    def finish(self) -> None:
-        """Hand back what waits, and write what comes of the calls in hand."""
+    def finish(self, grace: float) -> None:
+        """Hand back what waits, and write what comes of the calls in hand within ``grace`` s."""
+        end = time.monotonic() + grace
         for lane in self._lanes.values():
             self._owe(lane.waiting)
             lane.waiting.clear()
-        while self.busy or self._owed:
+        while (self.busy or self._owed) and time.monotonic() < end:
             self.advance(0.1)
 
     def let_go(self) -> None:
         """Hand back all that is in hand; what is being embedded is lost."""
         for lane in self._lanes.values():
+            self.has_abandoned = self.has_abandoned or bool(lane.running or lane.loading)
             self._owe([*lane.running.values(), *lane.waiting])
             lane.running.clear()
             lane.waiting.clear()
@@ -228,7 +238,7 @@ class Pipeline:
             if not part.counted:
                 self.queue.count(part.claim, part.pks, 1)
                 part.counted = True
-            found = read(sidecar, part.pks, using, self._bytes(part.service))
+            found = read(sidecar, part.pks, using, self._bytes(part.service), to_write=True)
             if len(found.pks) < len(part.pks):
                 lane.waiting.appendleft(replace(part, pks=part.pks[len(found.pks) :]))
                 part.pks = found.pks
@@ -239,7 +249,7 @@ class Pipeline:
                 key, about = part.claim.key, {"sidecar": part.claim.key, "rows": len(left)}
                 said = "%s: the budget of its embedder has no room for %d rows now"
                 logger.info(said, key, len(left), extra=about)
-                self.release(part, left)
+                self._owed.append((part.claim, left, part.counted))
             wanted = part.wanted
             if not wanted:
                 self._write(part, Embedded())
@@ -388,13 +398,3 @@ class Pipeline:
             said = "" if why is None else summary(why)
             delays: dict[str, float | None] = dict.fromkeys(pks, 0.0)
             self.queue.hand_back(part.claim, delays, said, refund=part.counted)
-
-
-def summary(error: Exception) -> str:
-    """An error for log and ledger."""
-    return storable(f"{type(error).__name__}: {error}")
-
-
-def storable(said: str) -> str:
-    """The beginning of what somebody has said, without what PostgreSQL does not take."""
-    return said[:500].replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -182,8 +182,10 @@ class Queue:
         """
         with self.transaction() as cursor:
             cursor.execute(
-                "SELECT DISTINCT sidecar, hop FROM (SELECT sidecar, hop FROM embedsync_inbox"
-                " WHERE kind <> 'row' AND sidecar = ANY(%s) ORDER BY seq LIMIT %s) AS oldest"
+                # Of each, because one whose tables are locked keeps its events.
+                "SELECT DISTINCT sidecar, hop FROM unnest(%s::text[]) AS served(key)"
+                " CROSS JOIN LATERAL (SELECT sidecar, hop FROM embedsync_inbox"
+                " WHERE kind <> 'row' AND sidecar = served.key ORDER BY seq LIMIT %s) AS oldest"
                 " ORDER BY sidecar, hop",
                 [list(served), HOPS_AT_ONCE],
             )

@@ -15,7 +15,7 @@ from embedsync.budget import Budget
 from embedsync.chunks import Chunks
 from embedsync.declaration import EmbeddingModel, declaration_of
 from embedsync.embedders import Embedder, MismatchError, UnavailableError
-from embedsync.embedders.trouble import trouble_of
+from embedsync.embedders.trouble import HARMLESS, trouble_of
 from embedsync.recent import Made, Recent
 from embedsync.space import stored
 from embedsync.splitter import Splitter
@@ -121,7 +121,8 @@ class Service:
         single bad one of n costs 2 log n calls more, and the others have their vectors.
 
         A text may make its provider fail, too. So the first call after one's trouble is for one
-        text, any of them; if that is answered, what fails after it is looked for in the same way.
+        text, any of them; if that is answered, what fails after it is looked for in the same way,
+        and is to blame if it fails again and a harmless text does not.
         ``suspect`` says that the text has failed before.
 
         A text that several rows have is embedded once, and not at all where it was a while ago.
@@ -177,7 +178,15 @@ class Service:
     def _blames(self, trouble: UnavailableError, asked: list[str]) -> bool:
         if len(asked) > 1:
             return not trouble.is_busy
-        return self.breaker.blames(trouble)
+        # A provider that fails now and then would get one row after the other parked.
+        return self.breaker.blames(trouble) and self._fails(asked) and not self._fails([HARMLESS])
+
+    def _fails(self, texts: list[str]) -> bool:
+        try:
+            self.embedder.checked_rows(texts)
+        except Exception:
+            return True
+        return False
 
 
 def halves(keys: list[T]) -> list[list[T]]:

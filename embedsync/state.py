@@ -45,6 +45,10 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
         assert_unserved(cursor, key, adopted)
     table = cursor.db.ops.quote_name(sidecar._meta.db_table)
     assert_dimensions(cursor, sidecar, table)
+    if maker not in ("", embedder):
+        # A COMPLETE of the former embedder's may be under way, whose vectors nobody sees yet: it
+        # has this table, and those that begin later find the new fingerprint.
+        cursor.execute("LOCK TABLE embedsync_ledger IN SHARE ROW EXCLUSIVE MODE")
     cursor.execute(f"SELECT EXISTS (SELECT FROM {table})")
     if maker not in ("", embedder) and cursor.fetchone()[0]:
         label = sidecar._meta.label

@@ -40,14 +40,22 @@ class Rows(NamedTuple):
 
 
 def read(
-    sidecar: type[EmbeddingModel], pks: Sequence[str], using: str, limit: int | None = None
+    sidecar: type[EmbeddingModel],
+    pks: Sequence[str],
+    using: str,
+    limit: int | None = None,
+    *,
+    to_write: bool = False,
 ) -> Rows:
     """Read rows, in the order of ``pks``, until they have ``limit`` bytes of text together.
 
-    The number of queries does not depend on that of the rows.
+    The number of queries does not depend on that of the rows. ``to_write`` says that vectors are to
+    be written: where that has to wait for a lock, it is known before anybody is paid for them.
     """
     declaration, names = declaration_of(sidecar), names_of(sidecar, using)
-    with worker_transaction(using):
+    with worker_transaction(using) as cursor:
+        if to_write:
+            cursor.execute(f"LOCK TABLE {names.sidecar} IN ROW EXCLUSIVE MODE")
         pks = list(pks) if limit is None else within(sidecar, pks, using, limit)
         rows = given(eligible(sidecar, using), names.pk, names.key, pks, names)
         vectors = given(all_passages(sidecar, using), names.source_pk, names.source_key, pks, names)

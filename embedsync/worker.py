@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 
@@ -24,7 +25,7 @@ from embedsync.breaker import Breaker, jitter
 from embedsync.budget import Budget
 from embedsync.claim import Claim
 from embedsync.conf import settings
-from embedsync.database import LOCK_NOT_AVAILABLE, sqlstate, told, worker_transaction
+from embedsync.database import is_locked, storable, told, worker_transaction
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
@@ -37,7 +38,7 @@ from embedsync.indexing import IndexBuilder
 from embedsync.intake import Intake
 from embedsync.lane import Settled
 from embedsync.lease import LeaseKeeper
-from embedsync.pipeline import Pipeline, storable
+from embedsync.pipeline import Pipeline
 from embedsync.queue import Queue
 from embedsync.service import Service
 from embedsync.signals import tell
@@ -101,6 +102,7 @@ class Worker:
         self._housekeeping_at = 0.0
         self._broken: dict[str, type[EmbeddingModel]] = {}  # of the errors, those of the database
         self._mended_at = 0.0
+        self._mendable: set[str] = set()  # of the broken, those that the database keeps from it
         self._unproven: set[str] = set()  # whose embedder has failed, and has made no vector since
         self._deadline = math.inf
         self._fills_at_start: set[str] = set()
@@ -137,7 +139,7 @@ class Worker:
                 self.heartbeat.hurry()
             with LeaseKeeper(self.queue, self.pipeline.claims):
                 self._run(drain)
-                self._with_patience(self.pipeline.finish)
+                self._with_patience(partial(self.pipeline.finish, settings.grace))
         finally:
             # Only what an error has left in hand.
             for end in (self.pipeline.let_go, self.heartbeat.end):
@@ -149,7 +151,7 @@ class Worker:
         while not self._is_over():
             try:
                 self.start()
-                if not self.services:
+                if not self.services and (drain or not self._awaits_mending()):
                     return
                 busy = self.round()
                 if drain and not busy and self._awaits_budget():
@@ -291,6 +293,9 @@ class Worker:
             # That it can be adopted says nothing: a model is loaded when it is first used.
             self._unproven.add(key)
         self._broken[key] = sidecar
+        self._mendable.discard(key)
+        if isinstance(error, DatabaseError):
+            self._mendable.add(key)
         self._mended_at = time.monotonic() + BROKEN_SECONDS
         said = told(error) if isinstance(error, DatabaseError) else str(error)
         said = storable(said.partition("\n")[0])
@@ -304,6 +309,7 @@ class Worker:
         key = key_of(service.sidecar)
         self.services[key] = service
         self._broken.pop(key, None)
+        self._mendable.discard(key)
         if key not in self._unproven:
             self._recovered(key)
 
@@ -335,6 +341,19 @@ class Worker:
         if not self.intake.behind:
             filled = self.services.keys() - self.intake.unfilled
             self.indexes.see_to([self.services[key].sidecar for key in sorted(filled)])
+
+    def _awaits_mending(self) -> bool:
+        """Whether a sidecar that is put aside may be served again, as long as it has its table.
+
+        It has none where nothing is migrated yet, or is any more.
+        """
+        quote = connections[self.using].ops.quote_name
+        names = [quote(self._broken[key]._meta.db_table) for key in self._mendable]
+        with worker_transaction(self.using) as cursor:
+            cursor.execute(
+                "SELECT count(to_regclass(name)) FROM unnest(%s::text[]) AS t(name)", [names]
+            )
+            return bool(cursor.fetchone()[0])
 
     def _look_everywhere(self) -> None:
         """Before a drain ends: events that were committed late, and fills that have become due."""
@@ -373,8 +392,3 @@ class Worker:
         end = time.monotonic() + seconds
         while not self._is_over() and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
-
-
-def is_locked(error: Exception) -> bool:
-    """Whether it is that a lock could not be had in time: nothing is wrong with the database."""
-    return sqlstate(error) == LOCK_NOT_AVAILABLE

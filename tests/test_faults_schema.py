@@ -8,7 +8,7 @@ from django.db.models import Q
 
 from embedsync.models import Ledger
 from tests.application import Application, begin, compare_all, connect, is_settled
-from tests.books import BookEmbedding, execute
+from tests.books import KEY, BookEmbedding, execute
 from tests.sync import assert_in_step
 from tests.workers import until
 
@@ -70,3 +70,37 @@ def test_a_column_that_changes_under_a_worker_harms_nobody(
     assert error in output
     for trouble in ("the database failed", "Traceback"):
         assert trouble not in output
+
+
+def test_a_worker_with_nothing_else_to_serve_waits(drain, worker_process, default_body):
+    """Or a supervisor would start it again and again."""
+    drain()
+    worker = worker_process("--only", "library.Book")
+    worker.says("serving")
+    execute(BOOK + "RENAME COLUMN body TO text")
+    try:
+        execute("INSERT INTO library_book (title, text, year, published) VALUES ('A', '', 0, true)")
+        worker.says("is not served")
+    finally:
+        execute(BOOK + "RENAME COLUMN text TO body")
+    worker.says("is served again")
+    until(BookEmbedding.objects.exists)
+    assert_in_step(BookEmbedding)
+    worker.send(signal.SIGTERM)
+    assert worker.wait()[0] == 0
+
+
+def test_a_worker_whose_only_sidecar_is_gone_ends(drain, worker_process):
+    drain()
+    worker = worker_process("--only", "library.Book")
+    worker.says("serving")
+    execute("ALTER TABLE library_bookembedding RENAME TO gone")
+    try:
+        execute(
+            "INSERT INTO embedsync_inbox (sidecar, kind, source_pk) VALUES (%s, 'row', '1')", [KEY]
+        )
+        status, output = worker.wait()
+    finally:
+        execute("ALTER TABLE gone RENAME TO library_bookembedding")
+    assert status == 1, output
+    assert "is not served" in output

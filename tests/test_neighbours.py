@@ -9,8 +9,8 @@ from django.core.management import call_command
 from django.utils import timezone
 
 from embedsync import pipeline
-from embedsync.models import Ledger, SidecarState
-from embedsync.queue import ROWS_OF_A_HOP, Queue
+from embedsync.models import Inbox, Ledger, SidecarState
+from embedsync.queue import HOPS_AT_ONCE, ROWS_OF_A_HOP, Queue
 from embedsync.worker import Worker
 from tests.application import uncommitted
 from tests.books import KEY, BookEmbedding, execute, make_due, renamed
@@ -93,7 +93,7 @@ def test_one_lane_does_not_wait_for_anothers_timeouts(drain, monkeypatch, settin
     reads = []
     original = pipeline.read
 
-    def read(sidecar, pks, *more):
+    def read(sidecar, pks, *more, **options):
         if sidecar is BookEmbedding:
             reads.append(len(pks))
             execute("SET statement_timeout = '20ms'")
@@ -101,7 +101,7 @@ def test_one_lane_does_not_wait_for_anothers_timeouts(drain, monkeypatch, settin
                 execute("SELECT pg_sleep(1)")
             finally:
                 execute("RESET statement_timeout")
-        return original(sidecar, pks, *more)
+        return original(sidecar, pks, *more, **options)
 
     monkeypatch.setattr("embedsync.pipeline.read", read)
     Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(64)])
@@ -142,3 +142,13 @@ def test_a_table_that_is_locked_for_long_holds_up_no_other(drain, worker_process
     make_due()
     drain()
     assert_in_step(BookEmbedding)
+
+
+def test_rare_events_of_one_sidecar_do_not_stand_before_those_of_another(drain):
+    """As they would where its tables are locked for long."""
+    drain()
+    for number in range(2 * HOPS_AT_ONCE):
+        Inbox.objects.create(sidecar=FILM_KEY, kind="hop", hop="genres", source_pk=str(number))
+    Inbox.objects.create(sidecar=KEY, kind="truncate")
+    truncated, hops = Queue("default", "me").rare([FILM_KEY, KEY])
+    assert (truncated, hops) == ([KEY], [(FILM_KEY, "genres")])

@@ -11,6 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from embedsync import service, size, text
 from embedsync.embedders import get_embedder
 from embedsync.models import Ledger
+from embedsync.queue import Queue
 from embedsync.signals import embedding_failed, embeddings_updated
 from embedsync.splitter import Splitter
 from embedsync.worker import Worker
@@ -18,8 +19,9 @@ from tests.books import KEY, BookEmbedding, execute, make_due
 from tests.library.models import Book, Hall, Parcel, Seat
 from tests.long_texts import KEY as ARTICLES
 from tests.long_texts import stored, write
+from tests.owed import PARCEL_KEY
 from tests.sync import assert_in_step
-from tests.workers import until
+from tests.workers import until, work
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -172,7 +174,7 @@ def test_a_model_that_cannot_be_loaded_blames_no_row(
     until(lambda: (worker.round(), all(stored(article) for article in articles))[1])
     until(lambda: (worker.round(), not Ledger.objects.exists())[1])
     assert not worker.breakers["worded"].failures
-    worker.pipeline.finish()
+    worker.pipeline.finish(grace=30.0)
 
 
 def test_a_worker_that_is_stopped_does_not_wait_for_a_model(drain, monkeypatch, running):
@@ -217,8 +219,8 @@ class TestBytes:
         found = []
         original = text.read
 
-        def read(*arguments):
-            rows = original(*arguments)
+        def read(*arguments, **more):
+            rows = original(*arguments, **more)
             found.append(sum(len(each.encode()) for each in rows.texts.values()))
             return rows
 
@@ -393,3 +395,43 @@ def test_records_say_what_they_are_about(drain, caplog, settings):
     [failed] = [record for record in records if hasattr(record, "source_pk")]
     assert (failed.source_pk, failed.attempts) == (str(bad.pk), 1)
     assert "secret" not in caplog.text
+
+
+@pytest.fixture
+def retries(drain):
+    """Twenty books and a parcel that a dead worker has left behind: each is tried alone."""
+    drain()
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(20)])
+    Parcel.objects.create(label="of another embedder")
+    dead = Queue("default", "dead")
+    while dead.fold([KEY, PARCEL_KEY], 100)[0]:
+        pass
+    make_due()
+
+
+def test_retries_of_one_embedder_let_those_of_another_have_their_turn(retries, monkeypatch):
+    """They go one at a time, so that a death is blamed on the row in hand."""
+    asked = []
+    for alias in ("scripted", "hashing"):
+        embedder = get_embedder(alias)
+
+        def embed(texts, alias=alias, embed=embedder.embed_documents):
+            asked.append((alias, len(texts)))
+            return embed(texts)
+
+        monkeypatch.setattr(embedder, "embed_documents", embed)
+    worker = Worker()
+    worker.start()
+    work(worker)
+    assert asked.count(("scripted", 1)) == 20
+    assert asked.index(("hashing", 1)) <= 2
+
+
+def test_a_retry_that_hangs_does_not_hold_up_those_of_another_embedder(
+    retries, gate, running, monkeypatch
+):
+    monkeypatch.setattr("embedsync.pipeline.SLOW_SECONDS", 0.3)
+    running()
+    until(lambda: Parcel.embedding.model.objects.exists())
+    assert gate.inside == 1
+    assert not BookEmbedding.objects.exists()

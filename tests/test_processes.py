@@ -4,8 +4,9 @@ import signal
 
 import pytest
 
-from embedsync.models import Inbox, Ledger
-from tests.books import BookEmbedding, execute, make_due
+from embedsync.models import Inbox, Ledger, SidecarState, WorkerState
+from tests.application import begin, uncommitted
+from tests.books import KEY, BookEmbedding, execute, make_due
 from tests.library.models import Book
 from tests.sync import assert_in_step
 from tests.workers import until
@@ -55,6 +56,48 @@ def test_a_second_signal_ends_at_once(worker_process):
     worker.send(signal.SIGTERM)
     until(lambda: (worker.send(signal.SIGTERM), worker.process.poll() is not None)[1], every=0.3)
     assert worker.process.returncode == 130
+
+
+def test_a_call_that_is_not_answered_in_time_is_given_up(drain, worker_process):
+    """Its rows are handed back, and its thread is not waited for."""
+    drain()
+    Book.objects.create(title="SLEEP")
+    short = {"DJANGO_SETTINGS_MODULE": "tests.short_lease", "SHORT_GRACE": "0.5"}
+    worker = worker_process(SCRIPTED_SLEEP="1000", SHORT_LEASE="600", **short)
+    worker.says("asleep")
+    worker.send(signal.SIGTERM)
+    status, output = worker.wait(30)
+    assert status == 0, output
+    assert "not answered within EMBEDSYNC_GRACE" in output
+    owed = Ledger.objects.get()
+    assert (owed.token, owed.attempts) == (None, 0)
+    assert not WorkerState.objects.exists()
+
+
+def test_a_signal_is_heeded_while_the_inbox_is_locked(drain, worker_process):
+    drain()
+    worker = begin(worker_process)
+    with uncommitted("LOCK TABLE embedsync_inbox IN ACCESS EXCLUSIVE MODE"):
+        worker.says("waits for a lock")
+        worker.send(signal.SIGTERM)
+        status, output = worker.wait(30)
+    assert status == 0, output
+
+
+def test_an_old_worker_beside_a_new_one_ends_and_writes_nothing(drain, worker_process):
+    """Fault 30: its settings name another model."""
+    drain()
+    old = worker_process("--only", "library.Book")
+    old.says("serving")
+    new = worker_process("--only", "library.Book", DJANGO_SETTINGS_MODULE="tests.newer_settings")
+    new.says("serving")
+    Book.objects.create(title="A")
+    status, output = old.wait()
+    assert status == 1, output
+    assert "A worker with another declaration" in output
+    until(BookEmbedding.objects.exists)
+    assert "newer" in SidecarState.objects.get(key=KEY).embedder
+    assert_in_step(BookEmbedding)
 
 
 def test_a_row_that_kills_workers_is_parked_and_its_neighbours_are_not(drain, worker_process):

@@ -1,5 +1,7 @@
 """Faults 16 to 23: a provider in trouble costs no row an attempt, and holds up no other's rows."""
 
+import itertools
+import signal
 import socket
 import time
 from datetime import UTC, datetime, timedelta
@@ -14,11 +16,12 @@ from embedsync.embedders import RefusedError
 from embedsync.lane import Lane
 from embedsync.models import Ledger, WorkerState
 from embedsync.worker import Worker
+from tests.application import Application, begin, is_settled, uncommitted
 from tests.books import KEY, BookEmbedding
 from tests.library.models import Book, Parcel
 from tests.provider import running_provider
 from tests.sync import assert_in_step, expected_vectors, stored_vectors
-from tests.workers import work
+from tests.workers import until, work
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -298,3 +301,58 @@ def test_a_refusal_is_told_in_a_line_that_can_be_stored(worker, provider):
     worker.round()
     said = WorkerState.objects.get().errors[KEY]
     assert said == "half \\0 of a \\ud800 message"
+
+
+def test_a_provider_that_fails_now_and_then_has_no_row_parked(worker, provider, clock, settings):
+    """As one of two servers behind a balancer that is down: no text is to blame."""
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 2
+    turns = itertools.count()
+
+    def answer(texts):
+        return provider.works(texts) if next(turns) % 2 else (503, {}, {})
+
+    provider.answer = answer
+    for _ in range(20):
+        Book.objects.bulk_create([Book(title=f"Book {next(turns)}") for _ in range(20)])
+        work(worker)
+        clock.now += 31.0
+        Ledger.objects.update(run_at=timezone.now())
+        assert set(Ledger.objects.values_list("attempts", flat=True)) <= {0}
+    provider.recovers()
+    clock.now += 31.0
+    work(worker)
+    assert_in_step(BookEmbedding)
+
+
+def test_nobody_is_paid_for_vectors_that_could_not_be_written(worker, provider):
+    """While somebody builds an index of the sidecar, say."""
+    Book.objects.create(title="A")
+    with uncommitted("LOCK TABLE library_bookembedding IN SHARE MODE"):
+        work(worker)
+    assert provider.calls == []
+    assert Ledger.objects.get().attempts == 0
+    Ledger.objects.update(run_at=timezone.now())
+    work(worker)
+    assert_in_step(BookEmbedding)
+
+
+def test_a_worker_process_outlives_its_providers_troubles(drain, provider, worker_process):
+    drain()
+    more = {"DJANGO_SETTINGS_MODULE": "tests.provider_settings", "PROVIDER_OF_TESTS": provider.url}
+    provider.fails(503)
+    worker = begin(worker_process, **more)
+    with Application(writers=2) as application:
+        for status, headers in ((503, {}), (429, {"Retry_After": "1"}), (401, {})):
+            provider.fails(status, **headers)
+            asked = len(provider.calls)
+            application.work(20)
+            until(lambda asked=asked: len(provider.calls) > asked + 1)
+        assert not Ledger.objects.filter(token=None).exclude(attempts=0, run_at__isnull=False)
+        Parcel.objects.create(label="of another provider")
+        until(lambda: stored_vectors(ParcelEmbedding) == expected_vectors(ParcelEmbedding))
+        provider.recovers()
+        application.work(20)
+    until(is_settled)
+    assert_in_step(BookEmbedding)
+    worker.send(signal.SIGTERM)
+    assert worker.wait()[0] == 0

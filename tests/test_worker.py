@@ -6,14 +6,16 @@ import uuid
 import pytest
 from django.contrib.flatpages.models import FlatPage
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
+from embedsync import state
 from embedsync.database import worker_transaction
 from embedsync.declaration import sidecars
 from embedsync.models import Inbox, Ledger, SidecarState
 from embedsync.queue import Queue
 from embedsync.worker import Worker
+from tests.application import uncommitted
 from tests.books import KEY, BookEmbedding, execute, make_due, renamed
 from tests.library.models import Book, FlatPageEmbedding, Letter, Memo, Parcel, Ticket
 from tests.sync import assert_in_step, stored_vectors
@@ -386,3 +388,17 @@ def test_the_command_reports_what_waits(drain, caplog, monkeypatch):
     Book.objects.bulk_create([Book(title="good"), Book(title="FAIL")])
     call_command("embed_worker", "--drain", verbosity=0)
     assert "1 rows wait for a later attempt" in caplog.text
+
+
+def test_an_embedder_is_not_changed_under_a_write_of_the_former(drain):
+    """Whose vectors nobody sees yet, and which would be taken for the new one's."""
+    drain()
+    locked = pytest.raises(OperationalError, match="lock timeout")
+    with uncommitted("LOCK TABLE embedsync_ledger IN ROW EXCLUSIVE MODE"), locked:
+        adopt_another()
+    adopt_another()
+
+
+def adopt_another():
+    with worker_transaction("default") as cursor:
+        state.adopt(cursor, BookEmbedding, "another")

@@ -41,13 +41,17 @@ class WorkerProcess:
         """The line with these words, once the worker has printed it; killed after ``seconds``."""
         timer = threading.Timer(seconds, self.process.kill)
         timer.start()
+        said = []
         try:
             for line in self.process.stdout:
+                said.append(line)
                 if words in line:
                     return line
         finally:
             timer.cancel()
-        raise AssertionError(f"the worker ended, or was killed, without saying {words!r}")
+        raise AssertionError(
+            f"the worker ended, or was killed, without saying {words!r}: {''.join(said)}"
+        )
 
     def goes_on(self):
         """Let it go on from the step at which it is held."""

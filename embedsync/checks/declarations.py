@@ -35,6 +35,7 @@ KNOBS = {
     "EMBEDSYNC_BATCH_BYTES": ("batch_bytes", 1, 2**40),
     "EMBEDSYNC_CONCURRENCY": ("concurrency", 1, 1_000),
     "EMBEDSYNC_LEASE": ("lease", 0.1, 86_400),
+    "EMBEDSYNC_GRACE": ("grace", 0.0, 86_400),
     "EMBEDSYNC_POLL_INTERVAL": ("poll_interval", 0.001, 3600),
     "EMBEDSYNC_MAX_ATTEMPTS": ("max_attempts", 1, 1000),
     "EMBEDSYNC_BACKOFF": ("backoff", 0, 86_400),

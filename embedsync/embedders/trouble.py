@@ -24,6 +24,7 @@ NO_CONNECTION = (
 NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
 # Of httpx, httpcore and requests, whose own errors may have no cause.
 NO_CONNECTION_NAMES = {"TransportError", "NetworkError", "ProtocolError", "ConnectionError"}
+HARMLESS = "word"  # a text that no provider has anything against
 LONGEST_RETRY_AFTER = 86_400.0  # seconds; a provider that asks for more is asked again anyhow
 
 

@@ -94,10 +94,11 @@ class Command(BaseCommand):
             self.drain(worker, options["max_seconds"])
         else:
             worker.run(max_seconds=options["max_seconds"])
-        if worker.errors:
-            raise CommandError(
-                "\n".join(f"{key} is not served: {error}" for key, error in worker.errors.items())
-            )
+        said = "\n".join(f"{key} is not served: {error}" for key, error in worker.errors.items())
+        if worker.stopping and worker.pipeline.has_abandoned:
+            self.leave(said)
+        if said:
+            raise CommandError(said)
 
     def drain(self, worker: Worker, max_seconds: float | None) -> None:
         try:
@@ -117,6 +118,15 @@ class Command(BaseCommand):
             logger.warning(
                 "%d rows wait for a later attempt or another worker, %d are parked", waiting, parked
             )
+
+    def leave(self, said: str) -> None:
+        """End at once: the interpreter would wait for calls that nobody has answered in time."""
+        logger.warning("a call was not answered within EMBEDSYNC_GRACE: its rows are handed back")
+        if said:
+            self.stderr.write(said)
+        logging.shutdown()
+        self.stdout.flush()
+        os._exit(1 if said else 0)
 
     def show_log(self) -> None:
         """Show embedsync's log where the project has configured no logging for it."""
