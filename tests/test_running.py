@@ -1,6 +1,9 @@
 """Running workers: their options, their idleness, tasks for schedulers, and retries."""
 
+import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -10,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 
 from embedsync import tasks
 from embedsync.declaration import sidecars
+from embedsync.embedders import get_embedder
 from embedsync.models import Inbox, Ledger, SidecarState
 from embedsync.worker import Worker
 from tests.books import KEY, BookEmbedding, execute, make_due
@@ -148,6 +152,35 @@ def test_a_scheduler_with_nothing_to_do_asks_little(drain):
         found = tasks.process_pending()
     assert found == {"settled": 0, "waiting": 0, "parked": 0, "errors": {}}
     assert len(queries) < 30 * len(sidecars())
+
+
+def test_calls_that_overlap_share_the_work(drain, monkeypatch):
+    drain()
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(1200)])
+    embedder, asked = get_embedder("scripted"), Counter()
+    both, embed = threading.Barrier(2), embedder.embed_documents
+
+    def counted(texts):
+        if not asked:
+            both.wait(30)
+        asked.update(texts)
+        return embed(texts)
+
+    monkeypatch.setattr(embedder, "embed_documents", counted)
+
+    def call(_):
+        try:
+            return tasks.process_pending(max_seconds=60)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(call, range(2)))
+    assert [told["errors"] for told in found] == [{}, {}]
+    assert all(told["settled"] > 0 for told in found)
+    assert sum(told["settled"] for told in found) == 1200
+    assert set(asked.values()) == {1}
+    assert_in_step(BookEmbedding)
 
 
 @pytest.fixture
