@@ -288,6 +288,23 @@ class TestModelsThatCannotBeLoaded:
         assert "check MODEL and the token" in said["who/private"]
         assert "no such revision" in said["who/moved"]
 
+    def test_no_error_has_the_token(self, tmp_path):
+        with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+            threading.Thread(target=hub.serve_forever, daemon=True).start()
+            said = errors_of(
+                {
+                    "who/private": {"token": "hf_0123456789abcdef\n"},  # as a secret's file has it
+                    "who/gated": {"token": "hf_0123\n456789abcdef"},
+                },
+                tmp_path,
+                HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}",
+            )
+            hub.shutdown()
+        assert "check MODEL and the token" in said["who/private"]
+        assert "Illegal header value" in said["who/gated"]
+        assert "hf_0123" not in str(said)
+        assert "456789" not in str(said)
+
     def test_neither_network_nor_cache(self, tmp_path):
         said = errors_of({"who/any": {"local_files_only": True}}, tmp_path)
         assert "not in the hub's cache on this machine" in said["who/any"]

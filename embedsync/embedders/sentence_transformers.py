@@ -12,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from embedsync.embedders.base import Embedder, MismatchError, Vectors
 from embedsync.embedders.batching import batches
+from embedsync.embedders.keys import unsaid
 from embedsync.embedders.loading import loading
 from embedsync.embedders.usage import tokens_of
 
@@ -136,6 +137,10 @@ class SentenceTransformerEmbedder(Embedder):
         self.threads = threads
         self.backend = backend
         self.local_files_only = local_files_only
+        self.token = ""
+        if isinstance(token := options.get("token"), str):
+            # A secret's file ends with a newline, which no header may have.
+            self.token = options["token"] = token.strip()
         self.options = options
         self._loading = threading.Lock()
 
@@ -244,7 +249,7 @@ class SentenceTransformerEmbedder(Embedder):
 
     @cached_property
     def _model(self) -> Any:
-        with loading(self.model) as said:
+        with unsaid(self.token), loading(self.model) as said:
             try:
                 import torch
                 from sentence_transformers import SentenceTransformer
