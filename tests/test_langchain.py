@@ -1,6 +1,9 @@
 """LangChain: an Embeddings object of langchain-core, as it is, embeds rows and search texts."""
 
 import math
+import threading
+import time
+from contextlib import nullcontext
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -37,6 +40,19 @@ def make_hashed():
 
 def make_nothing():
     return None
+
+
+def make_without_a_key():
+    raise ValueError("Did not find FILMS_API_KEY")
+
+
+made = []
+
+
+def make_slowly():
+    time.sleep(0.1)
+    made.append(1)
+    return hashed
 
 
 HERE = "tests.test_langchain"
@@ -83,6 +99,19 @@ def test_its_provider_is_in_trouble():
     assert isinstance(trouble_of(caught.value), UnavailableError)
 
 
+def test_it_is_made_once_by_whatever_threads_ask_first(monkeypatch):
+    # From Python 3.12 on, cached_property has no lock of its own.
+    found = vars(LangChainEmbedder)["_embeddings"]
+    monkeypatch.setattr(found, "lock", nullcontext(), raising=False)
+    embedder = LangChainEmbedder(model="m", dimensions=64, embeddings=f"{HERE}.make_slowly")
+    threads = [threading.Thread(target=embedder.embed_query, args=["a"]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [1]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -91,9 +120,24 @@ def test_its_provider_is_in_trouble():
         ({"model": "m", "embeddings": "nowhere.at.all"}, "'nowhere.at.all' cannot be imported"),
         ({"model": "m", "embeddings": f"{HERE}.make_nothing"}, "makes none"),
         ({"model": "m", "embeddings": f"{HERE}.HERE"}, "is no Embeddings object"),
+        (
+            {"model": "m", "embeddings": f"{HERE}.make_without_a_key"},
+            "'m' could not.*FILMS_API_KEY",
+        ),
+        ({"model": "m", "embeddings": "broken_vectors.hashed"}, "RuntimeError: broken"),
     ],
-    ids=["no model", "no object", "no such module", "makes nothing", "a string"],
+    ids=[
+        "no model",
+        "no object",
+        "no such module",
+        "makes nothing",
+        "a string",
+        "no key",
+        "a module that fails",
+    ],
 )
-def test_wrong_settings(options, said):
+def test_wrong_settings(options, said, tmp_path, monkeypatch):
+    (tmp_path / "broken_vectors.py").write_text("raise RuntimeError('broken')")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImproperlyConfigured, match=said):
         LangChainEmbedder(dimensions=64, **options).embed_query("a")

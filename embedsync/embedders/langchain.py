@@ -1,5 +1,6 @@
 """An ``Embeddings`` object of LangChain as an embedder; needs no extra, only the object."""
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -8,6 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from embedsync.embedders.base import Embedder, Vectors
+from embedsync.embedders.loading import loading
 
 
 class LangChainEmbedder(Embedder):
@@ -34,17 +36,29 @@ class LangChainEmbedder(Embedder):
         super().__init__(model=model, dimensions=dimensions)
         self.batch_size = batch_size
         self._given = embeddings
+        self._loading = threading.Lock()
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        vectors: Vectors = self._embeddings.embed_documents(list(texts))
+        vectors: Vectors = self._loaded.embed_documents(list(texts))
         return vectors
 
     def embed_query(self, text: str) -> Sequence[float]:
-        vector: Sequence[float] = self._embeddings.embed_query(text)
+        vector: Sequence[float] = self._loaded.embed_query(text)
         return vector
+
+    @property
+    def _loaded(self) -> Any:
+        with self._loading:
+            return self._embeddings
 
     @cached_property
     def _embeddings(self) -> Any:
+        with loading(self.model) as said:
+            found = self._made()
+            said.append(type(found).__name__)
+        return found
+
+    def _made(self) -> Any:
         found = self._given
         if isinstance(found, str):
             try:
