@@ -91,7 +91,7 @@ assert len(embedder.checked_rows(["red apple"])[0]) == 64
         assert said[2:] == [(["a"], "query: "), (["b"], "passage: ")]
 
     def test_extra_fields_and_headers(self, make, provider):
-        make(extra_body={"normalized": True}, headers={"X-Team": "films"}).checked_query("a")
+        make(extra_body={"normalized": True}, headers={"X-Team": "films\n"}).checked_query("a")
         assert provider.calls[0]["normalized"] is True
         assert provider.heard[0][1]["x-team"] == "films"
 
@@ -194,6 +194,15 @@ class TestSettings:
             ({"encoding_format": "int8"}, "'base64' or 'float'"),
             ({"batch_size": 0}, r"OPTIONS\['batch_size'\] is 0"),
             ({"request_tokens": "many"}, r"OPTIONS\['request_tokens'\] is 'many'"),
+            ({"timeout": "30"}, r"OPTIONS\['timeout'\] is '30'"),
+            ({"timeout": None}, r"OPTIONS\['timeout'\] is None"),
+            ({"timeout": 0}, r"OPTIONS\['timeout'\] is 0"),
+            ({"timeout": math.nan}, r"OPTIONS\['timeout'\] is nan"),
+            ({"headers": {"X-Key": None}}, r"OPTIONS\['headers'\]: 'X-Key'"),
+            ({"headers": {"X-Key": 7}}, r"OPTIONS\['headers'\]: 'X-Key'"),
+            ({"headers": {7: "X-Key"}}, r"OPTIONS\['headers'\]: 7"),
+            ({"headers": {"X-Key": f"{KEY}\u05d0"}}, r"OPTIONS\['headers'\]: 'X-Key'"),
+            ({"headers": {"X-Key": f"a\n{KEY}"}}, r"OPTIONS\['headers'\]: 'X-Key'"),
             ({"colour": "red"}, "unexpected keyword argument 'colour'"),
             ({"extra_body": {"a": object()}}, "not JSON serializable"),
         ],

@@ -127,6 +127,21 @@ class TestFaults:
         assert type(trouble) is UnavailableError
         assert "timed out" in str(trouble)
 
+    @pytest.mark.parametrize(
+        ("variable", "value", "said"),
+        [
+            ("SSL_CERT_FILE", "/nowhere/certificates.pem", "No such file"),
+            ("ALL_PROXY", "telnet://127.0.0.1:1", "proxy"),
+        ],
+        ids=["certificates", "proxy"],
+    )
+    def test_a_client_that_cannot_be_made(self, make, monkeypatch, variable, value, said):
+        monkeypatch.setenv(variable, value)
+        error, _ = failure(make(base_url="https://embeddings.internal/v1"))
+        assert isinstance(error, ImproperlyConfigured)
+        assert "No client of https://embeddings.internal/v1 could be made" in str(error)
+        assert said in str(error)
+
     def test_a_text_that_cannot_be_sent(self, make, provider):
         error, trouble = failure(make(), ["a \ud800"])
         assert isinstance(error, UnicodeEncodeError)

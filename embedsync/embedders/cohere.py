@@ -25,7 +25,7 @@ class CohereEmbedder(OpenAIEmbedder):
     def __init__(self, *, model: str, dimensions: int, **options: Any) -> None:
         super().__init__(model=model, dimensions=dimensions, provider=COHERE, **options)
 
-    def _rows(self, texts: list[str], *, query: bool) -> Answer:
+    def _rows(self, client: Any, texts: list[str], *, query: bool) -> Answer:
         prompt = self.query_prompt if query else self.document_prompt
         body = {
             "model": self.model,
@@ -34,7 +34,7 @@ class CohereEmbedder(OpenAIEmbedder):
             "embedding_types": ["float"],
             **self._extra(query=query),
         }
-        answer: Any = self._client.post("/embed", body=body, cast_to=object)
+        answer: Any = client.post("/embed", body=body, cast_to=object)
         rows = answer["embeddings"]["float"]
         if len(rows) != len(texts):
             raise EmbedderError(

@@ -80,6 +80,9 @@ class OpenAIEmbedder(Embedder):
         for name, number in (("batch_size", batch_size), ("request_tokens", request_tokens)):
             if number is not None and (type(number) is not int or number < 1):
                 raise ImproperlyConfigured(f"OPTIONS[{name!r}] is {number!r}: 1 or more is needed.")
+        # NaN fails both comparisons.
+        if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
+            raise ImproperlyConfigured(f"OPTIONS['timeout'] is {timeout!r}: seconds are needed.")
         self.inputs = batch_size or self.preset.inputs
         self.batch_size = batch_size or min(BATCH_SIZE, self.inputs)
         self.request_tokens = request_tokens or self.preset.tokens
@@ -91,7 +94,7 @@ class OpenAIEmbedder(Embedder):
         self.query_prompt = query_prompt
         self.document_prompt = document_prompt
         self.extra_body = dict(extra_body or {})
-        self.headers = dict(headers or {})
+        self.headers = checked_headers(headers or {})
         self.encoding_format = encoding_format
         self._max_tokens = max_tokens
         self._api_key = api_key
@@ -164,8 +167,9 @@ class OpenAIEmbedder(Embedder):
 
     def _answer(self, texts: list[str], *, query: bool) -> Answer:
         with unsaid(self._key, *self._header_words), explained():
+            client = self._client
             try:
-                rows, tokens = self._rows(texts, query=query)
+                rows, tokens = self._rows(client, texts, query=query)
             except UnicodeEncodeError:
                 raise
             except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -175,7 +179,7 @@ class OpenAIEmbedder(Embedder):
                 ) from error
         return [scaled(row) for row in rows] if self.normalize else rows, tokens
 
-    def _rows(self, texts: list[str], *, query: bool) -> Answer:
+    def _rows(self, client: Any, texts: list[str], *, query: bool) -> Answer:
         """What a single request returns, in the order of ``texts``."""
         prompt = self.query_prompt if query else self.document_prompt
         extra = self._extra(query=query)
@@ -185,7 +189,7 @@ class OpenAIEmbedder(Embedder):
             texts = [prompt + text for text in texts]
         options: Any = {"encoding_format": "float"} if self.encoding_format == "float" else {}
         # Where it is not told otherwise, the library asks for base64 and decodes it.
-        answer = self._client.embeddings.create(
+        answer = client.embeddings.create(
             model=self.model, input=texts, extra_body=extra, **options
         )
         found = {operator.index(item.index): item.embedding for item in answer.data}
@@ -222,13 +226,30 @@ class OpenAIEmbedder(Embedder):
             raise ImproperlyConfigured(
                 f"{type(self).__name__} needs the extra embedsync[openai]: pip install 'openai>=2'"
             ) from error
-        return OpenAI(
-            base_url=self.base_url,
-            api_key=self._key or "none",  # the library insists on one
-            timeout=Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS)),
-            max_retries=0,  # the ledger knows better when to try again
-            default_headers=self.headers,
-        )
+        try:
+            return OpenAI(
+                base_url=self.base_url,
+                api_key=self._key or "none",  # the library insists on one
+                timeout=Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS)),
+                max_retries=0,  # the ledger knows better when to try again
+                default_headers=self.headers,
+            )
+        except Exception as error:
+            raise ImproperlyConfigured(
+                f"No client of {self.base_url} could be made: check base_url, and the proxies and"
+                f" certificates that the environment names ({type(error).__name__}: {error})"
+            ) from error
+
+
+def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Raises ``ImproperlyConfigured``, without the value, where one cannot be sent."""
+    for name, value in headers.items():
+        for said in (name, value):
+            if not (isinstance(said, str) and said.isascii() and said.strip().isprintable()):
+                raise ImproperlyConfigured(
+                    f"OPTIONS['headers']: {name!r} and its value must be strings of ASCII."
+                )
+    return {name: value.strip() for name, value in headers.items()}
 
 
 @contextmanager
