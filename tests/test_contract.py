@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.test import SimpleTestCase, override_settings
 
 from embedsync.testing import EmbedderContract
@@ -62,7 +63,9 @@ WRONG = [
 @pytest.mark.parametrize(("name", "test", "said"), WRONG, ids=[name for name, *_ in WRONG])
 def test_what_is_wrong_is_found_and_said(name, test, said):
     [method] = [found for found in TESTS if found.startswith(f"test_{test}")]
-    with named(name), pytest.raises(AssertionError, match=re.compile(said, re.DOTALL)):
+    # One without a batch cannot be made at all.
+    wrong = ImproperlyConfigured if name == "NoBatches" else AssertionError
+    with named(name), pytest.raises(wrong, match=re.compile(said, re.DOTALL)):
         getattr(EmbedderContract(), method)()
 
 

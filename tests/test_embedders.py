@@ -165,6 +165,22 @@ class TestSettings:
         with pytest.raises(ImproperlyConfigured, match=r"BACKEND 'no.Class' cannot be imported"):
             get_embedder()
 
+    @pytest.mark.parametrize("size", [0, -1, "16", 1.5, None, True])
+    @pytest.mark.parametrize(
+        "kind", ["sentence_transformers.SentenceTransformer", "langchain.LangChain"]
+    )
+    def test_a_batch_size_that_is_none(self, settings, kind, size):
+        settings.EMBEDSYNC_EMBEDDERS = {
+            "default": {
+                "BACKEND": f"embedsync.embedders.{kind}Embedder",
+                "MODEL": "m",
+                "DIMENSIONS": 3,
+                "OPTIONS": {"batch_size": size, "embeddings": "any"},
+            }
+        }
+        with pytest.raises(ImproperlyConfigured, match=f"'default'.*batch_size is {size!r}, and"):
+            get_embedder()
+
     def test_none_at_all(self, settings):
         del settings.EMBEDSYNC_EMBEDDERS
         with pytest.raises(ImproperlyConfigured, match=r"no embedder 'default' \(there: none\)"):

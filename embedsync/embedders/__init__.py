@@ -53,9 +53,8 @@ def get_embedder(alias: str = "default") -> Embedder:
                     f" imported: {error}"
                 ) from error
             try:
-                _instances[alias] = backend(
-                    model=config.model, dimensions=config.dimensions, **config.options
-                )
+                made = backend(model=config.model, dimensions=config.dimensions, **config.options)
+                size = made.batch_size
             except TypeError as error:
                 raise ImproperlyConfigured(
                     f"EMBEDSYNC_EMBEDDERS[{alias!r}]: {error}. See the backend's OPTIONS."
@@ -66,6 +65,12 @@ def get_embedder(alias: str = "default") -> Embedder:
                 raise ImproperlyConfigured(
                     f"EMBEDSYNC_EMBEDDERS[{alias!r}]: {type(error).__name__}: {error}"
                 ) from error
+            if type(size) is not int or size < 1:
+                raise ImproperlyConfigured(
+                    f"EMBEDSYNC_EMBEDDERS[{alias!r}]: batch_size is {size!r}, and a whole number is"
+                    " needed, 1 or more."
+                )
+            _instances[alias] = made
         return _instances[alias]
 
 
