@@ -136,7 +136,7 @@ class TestSentenceTransformer:
 
     def test_the_fingerprint_of_a_directory_is_that_of_its_files(self, tmp_path):
         def fingerprint(name, content):
-            (tmp_path / name).mkdir()
+            (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "weights").write_bytes(content)
             model = SentenceTransformerEmbedder(model=str(tmp_path / name), dimensions=3)
             return model.fingerprint
@@ -144,6 +144,14 @@ class TestSentenceTransformer:
         big = b"x" * 3_000_000
         assert fingerprint("a", big) == fingerprint("b", big)
         assert fingerprint("c", big[:-1] + b"y") != fingerprint("d", big)
+        plain = fingerprint("e", b"")
+        for place in (".git/HEAD", ".cache/huggingface/weights.metadata", "sub/.cache/x"):
+            (tmp_path / "f" / place).parent.mkdir(parents=True)
+            (tmp_path / "f" / place).write_text("2026-11-22")
+        assert fingerprint("f", b"") == plain
+        (tmp_path / "g").mkdir()
+        (tmp_path / "g" / ".tokens").touch()
+        assert fingerprint("g", b"") != plain
         named = SentenceTransformerEmbedder(model="some/model", dimensions=3)
         assert "some/model" in named.fingerprint
 

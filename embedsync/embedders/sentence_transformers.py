@@ -31,7 +31,9 @@ def digest_of(directory: Path) -> str:
     """Changes with the files of a model, of which large ones are read here and there only."""
     content = hashlib.blake2b(digest_size=16)
     for path in sorted(directory.rglob("*")):
-        if path.is_file():
+        # As .git, and .cache of the hub's client, which notes the time of a download.
+        is_hidden = any(part.startswith(".") for part in path.relative_to(directory).parts[:-1])
+        if path.is_file() and not is_hidden:
             size = path.stat().st_size
             content.update(f"{path.relative_to(directory)} {size}".encode())
             with path.open("rb") as file:
