@@ -118,6 +118,16 @@ class TestTheSameVectors:
         assert np.allclose(short.embed_documents(TEXTS), source.embed_documents(TEXTS), atol=1e-4)
         assert np.allclose(short.embed_query("a"), source.embed_query("a"), atol=1e-4)
 
+    def test_shortened_to_what_it_has(self, mxbai, exported):
+        options = {"dimensions": 384, "truncate_dim": 384}
+        short = OnnxEmbedder(model=exported.model, **options)
+        source = SentenceTransformerEmbedder(model=mxbai.model, **options)
+        assert short.fingerprint == source.fingerprint == mxbai.fingerprint
+        whole = mxbai.embed_documents(TEXTS)
+        for other in (exported, short, source):
+            assert np.allclose(other.embed_documents(TEXTS), whole, rtol=1e-3, atol=1e-3)
+        assert np.allclose(source.embed_query("a"), mxbai.embed_query("a"), atol=1e-4)
+
     def test_the_real_model(self, minilm):
         exported = OnnxEmbedder(model=minilm, dimensions=384)
         texts = ["A robot is left on earth.", "Two thieves plan a last heist.", "x"]

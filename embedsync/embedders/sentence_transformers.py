@@ -241,7 +241,7 @@ class SentenceTransformerEmbedder(Embedder):
 
     @property
     def _plainly(self) -> dict[str, bool]:
-        scaled = self.truncate_dim is not None if self.normalize is None else self.normalize
+        scaled = self._is_cut if self.normalize is None else self.normalize
         return {"normalize_embeddings": scaled, "show_progress_bar": False}
 
     @property
@@ -264,6 +264,10 @@ class SentenceTransformerEmbedder(Embedder):
                 torch.set_num_threads(self.threads)
             with without_bars():
                 model = SentenceTransformer(self.model, **self._arguments)
+            with model.truncate_embeddings(None):
+                whole = model.get_embedding_dimension()
+            # What is cut of a vector of length 1 is shorter; the whole one is as the model has it.
+            self._is_cut = self.truncate_dim is not None and self.truncate_dim != whole
             found = model.get_embedding_dimension()
             if found is not None and found != self.dimensions:
                 raise MismatchError(
