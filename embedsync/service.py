@@ -143,8 +143,7 @@ class Service:
         calls = []
         if after_trouble and wanted:
             calls.append([wanted.pop(random.randrange(len(wanted)))])  # noqa: S311
-        size = self.embedder.batch_size
-        calls += [wanted[start : start + size] for start in range(0, len(wanted), size)]
+        calls += self.embedder.calls_for(wanted)
         while calls and found.trouble is None and not stopped():
             asked = [text for text in calls.pop(0) if found.wants(same[text])]
             if not asked:

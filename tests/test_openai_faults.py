@@ -11,11 +11,17 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from embedsync import conf
-from embedsync.embedders import RefusedError, UnavailableError
+from embedsync.embedders import RefusedError, UnavailableError, get_embedder
 from embedsync.embedders.openai import OpenAIEmbedder
 from embedsync.embedders.trouble import trouble_of
+from embedsync.models import Ledger
+from embedsync.worker import Worker
+from tests.books import BookEmbedding
+from tests.library.models import Book
 from tests.openai_provider import JSON, KEY, OpenAIProvider, embedder_of
 from tests.provider import running_provider
+from tests.sync import assert_in_step
+from tests.workers import work
 
 
 @pytest.fixture
@@ -147,6 +153,32 @@ class TestFaults:
         assert isinstance(error, UnicodeEncodeError)
         assert trouble is None
         assert provider.calls == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_was_answered_before_trouble_is_not_asked_again(settings, provider, clock):
+    backend = "embedsync.embedders.openai.OpenAIEmbedder"
+    options = {"base_url": provider.url, "api_key": KEY, "request_tokens": 270}
+    entry = {"BACKEND": backend, "MODEL": "m", "DIMENSIONS": 64, "OPTIONS": options}
+    settings.EMBEDSYNC_EMBEDDERS = {**settings.EMBEDSYNC_EMBEDDERS, "scripted": entry}
+    worker = Worker()
+    worker.start()
+    work(worker)
+    Book.objects.bulk_create(Book(title=f"{n:050}") for n in range(30))  # ten a request
+    busy = (429, JSON, {"error": {"message": "slow down"}})
+    provider.answer = lambda body: provider.works(body) if len(provider.calls) == 1 else busy
+    work(worker)
+    first, second = provider.texts
+    assert (len(first), len(second), Ledger.objects.count()) == (10, 10, 20)
+
+    provider.recovers()
+    clock.now += 30.0
+    work(worker)
+    requests = provider.texts
+    assert not set(first) & {text for request in requests[1:] for text in request}
+    # Each is a call, whether it was answered or not.
+    assert get_embedder("scripted").usage.calls == len(requests)
+    assert_in_step(BookEmbedding)
 
 
 class TestKeys:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -95,6 +95,14 @@ class Embedder(ABC):
         refuses; failed connections and HTTP statuses are known without (``trouble.py``). Whatever
         else is raised is blamed on a text, and the one that it is about is searched for.
         """
+
+    def calls_for(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        """Texts as workers give them to ``embed_documents``, one list a call, in order.
+
+        What one call has answered is kept where the next one fails.
+        """
+        for start in range(0, len(texts), self.batch_size):
+            yield list(texts[start : start + self.batch_size])
 
     def embed_query(self, text: str) -> Sequence[float]:
         """The vector of a search text, shape ``(dimensions,)``."""

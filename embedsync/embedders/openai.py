@@ -118,9 +118,9 @@ class OpenAIEmbedder(Embedder):
         return self._max_tokens
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
-        """In as many requests as its provider's limits ask for."""
+        """In as many requests as its provider's limits ask for; workers' calls are one each."""
         rows: list[list[float]] = []
-        for number, request in enumerate(self._cut(texts)):
+        for number, request in enumerate(self._cut(texts, self.inputs)):
             self.usage.add(calls=1 if number else 0)  # the first has been counted
             found, tokens = self._ask(request)
             self.usage.add(tokens=tokens if type(tokens) is int else tokens_of(request))
@@ -130,13 +130,16 @@ class OpenAIEmbedder(Embedder):
     def embed_query(self, text: str) -> list[float]:
         return self._ask([text], query=True)[0][0]
 
-    def _cut(self, texts: Sequence[str]) -> Iterator[list[str]]:
+    def calls_for(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        return self._cut(texts, self.batch_size)
+
+    def _cut(self, texts: Sequence[str], inputs: int) -> Iterator[list[str]]:
         request: list[str] = []
         taken = 0
         for text in texts:
             tokens = len(text.encode("utf-8", "surrogatepass")) // BYTES + 1
             is_full = self.request_tokens is not None and taken + tokens > self.request_tokens
-            if request and (is_full or len(request) == self.inputs):
+            if request and (is_full or len(request) == inputs):
                 yield request
                 request, taken = [], 0
             request.append(text)
