@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -148,18 +147,6 @@ class TestOptions:
         (said,) = [line for line in caplog.messages if line.startswith("loaded")]
         assert f"from the directory {mxbai}, cpu, torch.float32, torch" in said
         assert said.endswith(" MB")
-
-    def test_by_name_from_the_hubs_cache(self, mxbai, tmp_path, caplog):
-        caplog.set_level(logging.INFO, "embedsync")
-        commit, repository = "a" * 40, tmp_path / "models--who--tiny"
-        shutil.copytree(mxbai, repository / "snapshots" / commit)
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text(commit)
-        for revision in (None, commit):
-            options = {"cache_folder": str(tmp_path), "local_files_only": True}
-            found = embedder("who/tiny", revision=revision, **options)
-            assert np.allclose(found.embed_query("x"), embedder(mxbai).embed_query("x"), atol=1e-5)
-            assert f"the hub or its cache, revision {revision or 'main'}" in caplog.messages[-2]
 
     def test_a_tokenizer_of_another_kind(self, mxbai):
         found = embedder(mxbai)

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from functools import partial
+from urllib.parse import urlsplit
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -254,15 +255,33 @@ assert not heavy, heavy
             assert make(**change).fingerprint == plain.fingerprint, change
         assert make(query_prompt="query: ").query_fingerprint != plain.query_fingerprint
 
+    def test_presets_are_those_of_the_documentation(self):
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in (PROJECT / "docs" / "providers.md").read_text().splitlines()
+            if line.startswith('| `"')
+        ]
+        assert [name.strip('`"') for name, *_ in rows] == list(PRESETS)
+        for (_, url, key, limits, _), preset in zip(rows, PRESETS.values(), strict=True):
+            if url.startswith("yours"):
+                assert preset.base_url == ""
+            else:
+                assert url.strip("`") in (preset.base_url, urlsplit(preset.base_url).netloc)
+            assert key.strip("`") == preset.key_env
+            texts, *tokens = limits.removesuffix(", ours").split(", ")
+            assert int(texts) == preset.inputs
+            assert [int(number.replace(",", "")) for number in tokens] == (
+                [] if preset.tokens is None else [preset.tokens]
+            )
+
     @pytest.mark.parametrize("name", PRESETS)
-    def test_presets(self, name):
+    def test_presets_are_what_is_asked(self, name):
         preset = PRESETS[name]
         embedder = OpenAIEmbedder(
             model="m", dimensions=3, provider=name, base_url=preset.base_url or "http://x"
         )
-        assert 0 < embedder.batch_size <= preset.inputs
-        assert embedder.inputs == preset.inputs
-        assert embedder.max_tokens is None
+        assert embedder.batch_size == min(128, preset.inputs)
+        assert (embedder.inputs, embedder.request_tokens) == (preset.inputs, preset.tokens)
 
     def test_a_preset_of_ones_own(self):
         preset = Preset("http://embeddings", inputs=7, tokens=1000, resizable=("big",))

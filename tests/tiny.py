@@ -35,9 +35,11 @@ def tokenizer():
     )
 
 
-def make(directory, *, size=32, pooling="cls", modules=(), prompts=None, include_prompt=True):
+def make(
+    directory, *, size=32, pooling="cls", modules=(), prompts=None, include_prompt=True, seed=1
+):
     """A model in a directory, like mxbai-embed-large-v1 but for its size."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     words = tokenizer()
     config = BertConfig(
         vocab_size=len(words),
