@@ -200,6 +200,16 @@ class TestKeys:
         make(api_key=None, provider="openai").checked_query("a")  # unless a gateway is OpenAI's
         assert KEY in str(provider.heard)
 
+    def test_nor_is_the_account(self, make, provider, monkeypatch):
+        monkeypatch.setenv("OPENAI_ORG_ID", "org-films")
+        monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-films")
+        make().checked_query("a")
+        make(provider="mixedbread").checked_query("a")
+        assert "-films" not in str(provider.heard)
+        make(provider="openai").checked_query("a")
+        assert provider.heard[-1][1]["openai-organization"] == "org-films"
+        assert provider.heard[-1][1]["openai-project"] == "proj-films"
+
     def test_settings_are_shown_without_it(self, settings):
         options = {"api_key": KEY}
         settings.EMBEDSYNC_EMBEDDERS = {

@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from embedsync.embedders.base import Embedder, EmbedderError, RefusedError
 from embedsync.embedders.keys import found_key, unsaid
-from embedsync.embedders.presets import Preset, preset_of
+from embedsync.embedders.presets import PRESETS, Preset, preset_of
 from embedsync.embedders.trouble import trouble_of
 from embedsync.embedders.usage import tokens_of
 
@@ -230,7 +230,7 @@ class OpenAIEmbedder(Embedder):
                 f"{type(self).__name__} needs the extra embedsync[openai]: pip install 'openai>=2'"
             ) from error
         try:
-            return OpenAI(
+            client = OpenAI(
                 base_url=self.base_url,
                 api_key=self._key or "none",  # the library insists on one
                 timeout=Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS)),
@@ -242,6 +242,10 @@ class OpenAIEmbedder(Embedder):
                 f"No client of {self.base_url} could be made: check base_url, and the proxies and"
                 f" certificates that the environment names ({type(error).__name__}: {error})"
             ) from error
+        if self.preset not in (PRESETS["openai"], PRESETS["azure"]):
+            # Of the environment, and for OpenAI alone.
+            client.organization = client.project = None
+        return client
 
 
 def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
