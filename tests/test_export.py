@@ -242,6 +242,10 @@ class TestRefusals:
         embedder.tokenizer = None
         self.refused(tmp_path, embedder, "of a fast tokenizer can be exported")
 
+    def test_more_than_a_file_can_hold(self, mxbai, tmp_path, monkeypatch):
+        monkeypatch.setattr("embedsync.embedders.export.LARGEST", 5_000_000)
+        self.refused(tmp_path, mxbai, r"has \d\.\d GB of weights in float32, and only 0 GB")
+
     def test_another_backend(self, tmp_path):
         embedder = SentenceTransformerEmbedder(model="a/b", dimensions=3, backend="onnx")
         self.refused(tmp_path, embedder, "a model is exported from torch")

@@ -32,6 +32,7 @@ from embedsync.embedders.sentence_transformers import SentenceTransformerEmbedde
 MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OPSET = 17
+LARGEST = 2_000_000_000  # bytes of weights; more would lie in files beside the graph, undigested
 LEAST = {FLOAT32: SAME_SPACE, INT8: 0.99}
 ODD = [
     "a",
@@ -103,6 +104,12 @@ def supported(embedder: SentenceTransformerEmbedder) -> Any:
     if embedder.backend != "torch":
         raise ExportError(f"backend is {embedder.backend!r}: a model is exported from torch.")
     model = embedder._loaded
+    size = 4 * sum(weights.numel() for weights in model.parameters())
+    if size > LARGEST:
+        raise ExportError(
+            f"{embedder.model!r} has {size / 1e9:.1f} GB of weights in float32, and only"
+            f" {LARGEST / 1e9:.0f} GB can be exported: that is what a file of ONNX can hold."
+        )
     for module in model:
         kind = type(module).__name__
         if kind not in MODULES:
