@@ -125,10 +125,13 @@ class SimilarQuery(models.sql.Query):
     ``distance_name`` is what its distance is called, ``own_filters`` how many it began with.
     ``is_part`` says that it is part of a search that has asked the planner, and whose bounds are
     seen to; ``scan_end`` where the page of that ends.
+
+    Django makes another of the class for what ``exclude()`` says of many related rows: that one has
+    no distance, and is no search.
     """
 
-    distance_name: str
-    own_filters: int
+    distance_name = ""
+    own_filters = 0
     is_part = False
     scan_end: int | None = None
 

@@ -30,13 +30,14 @@ DISTANCES = {
 
 
 @contextmanager
-def thing(**options):
+def thing(fields=None, **options):
     """A model with such a declaration, and its tables; known to Django for as long."""
     name = f"Thing{next(_numbers)}"
     attrs = {
         "__module__": "tests.library.models",
         "name": models.TextField(),
         "shelf": models.IntegerField(default=0),
+        **(fields or {}),
         "embedding": Embedding("name", **{"embedder": "hashing", **options}),
         "Meta": type("Meta", (), {"app_label": "library"}),
     }
@@ -55,7 +56,8 @@ def thing(**options):
                 editor.delete_model(made)
         SidecarState.objects.filter(key=key_of(sidecar)).delete()
         delattr(books, name)
-        for made in (model, sidecar):
+        between = [field.remote_field.through for field in model._meta.local_many_to_many]
+        for made in (model, sidecar, *between):
             del apps.all_models["library"][made._meta.model_name]
         apps.clear_cache()
 
