@@ -187,11 +187,21 @@ class SimilarQuery(models.sql.Query):
         return self.uses_index and (not isinstance(distance, RescoredDistance) or is_rescored(self))
 
     def combine(self, rhs: Any, connector: Any) -> None:
-        if connector == "OR":
+        if connector != "AND":
             raise TypeError(
-                "A search cannot be joined by |: filter with Q objects before similar()."
+                "A search cannot be joined by | or ^: filter with Q objects before similar()."
             )
         super().combine(rhs, connector)
+
+    def bump_prefix(self, other_query: models.sql.Query, exclude: Any = None) -> None:
+        # combine() alone excludes something, of the query on the right: its distance would be lost.
+        is_joined = exclude is not None and not isinstance(other_query, SimilarQuery)
+        if is_joined and self.distance_name in self.order_by:
+            raise TypeError(
+                "A search cannot be joined to another queryset: filter before similar(), or let it"
+                " come first, similar(...) & others."
+            )
+        super().bump_prefix(other_query, exclude)
 
     @property
     def is_filtered(self) -> bool:
