@@ -154,6 +154,7 @@ def nearest_first(
     found.query.distance_name = distance_name
     own = len(found.query.where.children) - len(given.query.where.children)
     found.query.own_filters = own - len(found.query.bounds)
+    found.query.standard_ordering = True  # order_by() leaves a reverse() that came before
     return found.order_by(distance_name)
 
 

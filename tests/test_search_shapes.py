@@ -30,3 +30,11 @@ class TestJoined:
             plain & search
         assert titles(search & plain)[:2] == ["red apple", "green apple"]
         assert set(plain & search.order_by("pk")) == set(search & plain)
+
+
+def test_a_queryset_that_was_reversed_before_is_searched_as_any(shelf):  # noqa: F811
+    for exact in (True, False):
+        found = Book.objects.reverse().similar("red apple", exact=exact)
+        assert titles(found[:1]) == ["red apple"]
+        assert titles(found)[0] == "red apple"
+        assert titles(found.reverse())[-1] == "red apple"
