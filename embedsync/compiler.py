@@ -77,11 +77,15 @@ class SimilarCompiler(SQLCompiler):
         query.clear_ordering(force=True)
         query.clear_limits()
         query.clear_select_clause()
+        # Rows are compared before aggregates or DISTINCT leave some out; and none is to be locked.
+        query.distinct, query.distinct_fields, query.select_for_update = False, (), False
         # Of passages, all are compared to find a row's nearest.
+        conditions: list[Any] = query.where.children
         query.where.children = [
             condition
-            for condition in query.where.children
-            if not isinstance(getattr(condition, "rhs", None), NearestPassage)
+            for condition in conditions
+            if not condition.contains_aggregate
+            and not isinstance(getattr(condition, "rhs", None), NearestPassage)
         ]
         query.add_annotation(models.Value(1), "embedsync_one")
         try:

@@ -1,7 +1,11 @@
 """Shapes of querysets: what the index does not serve is exact, and what makes no sense refused."""
 
 import pytest
+from django.db import transaction
+from django.db.models import Count, Q
 
+from embedsync import compiler
+from tests.cinema.models import Film, Person
 from tests.library.models import Book
 from tests.test_search import DIMENSIONS, library, shelf, titles  # noqa: F401
 
@@ -38,3 +42,39 @@ def test_a_queryset_that_was_reversed_before_is_searched_as_any(shelf):  # noqa:
         assert titles(found[:1]) == ["red apple"]
         assert titles(found)[0] == "red apple"
         assert titles(found.reverse())[-1] == "red apple"
+
+
+class TestFewMatch:
+    """How many rows are to be compared, not how many are left of them afterwards."""
+
+    @pytest.fixture
+    def search(self, library, monkeypatch):  # noqa: F811
+        monkeypatch.setattr(compiler, "FEW_ROWS", 500)
+        return Book.objects.filter(year__gt=7).similar(library[0])  # 2,200 of 3,000
+
+    def few_match(self, search):
+        return search[:10].query.get_compiler("default").few_match()
+
+    def test_distinct_rows(self, search):
+        assert self.few_match(search) is False
+        assert self.few_match(search.distinct()) is False
+        assert self.few_match(search.distinct("distance")) is False
+        assert self.few_match(search.filter(year__lt=9).distinct()) is True
+
+    def test_groups(self, search):
+        assert self.few_match(search.annotate(n=Count("pk")).filter(n=1)) is False
+        few = search.filter(year__lt=9).annotate(n=Count("pk")).filter(n=1)
+        assert self.few_match(few) is True
+        assert len(few[:10]) == 10
+
+    def test_locked_rows_that_are_joined_to_what_may_not_be_there(self, drain):
+        person = Person.objects.create(name="Ann")
+        for title in ("red apple", "blue sea"):
+            Film.objects.create(title=title, director=person)
+        Film.objects.create(title="red rose")
+        drain()
+        wanted = Q(director__name="Ann") | Q(title="red rose")
+        found = Film.objects.filter(wanted).similar("red").select_for_update(of=("self",))
+        with transaction.atomic():
+            assert len(found[:5]) == 3
+            assert len(found[:2]) == 2
