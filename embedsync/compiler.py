@@ -6,7 +6,6 @@ from typing import Any, cast
 
 from django.core.exceptions import EmptyResultSet
 from django.db import DataError, connections, models
-from django.db.models.expressions import Ref
 from django.db.models.lookups import LessThan, LessThanOrEqual
 from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI
@@ -258,12 +257,13 @@ class SimilarQuery(models.sql.Query):
     def exactly(self) -> "SimilarQuery":
         query: Any = self.clone()
         distance: Any = self.annotations[self.distance_name]
-        name, exactly = self.distance_name, distance.exactly()
-        query.annotations = {**self.annotations, name: exactly}
+        # Wherever it is: an index could serve an annotation that is the distance by another name.
+        again = {distance: distance.exactly()}
+        query.annotations = {
+            name: annotation.replace_expressions(again)
+            for name, annotation in self.annotations.items()
+        }
         if isinstance(self.group_by, tuple):
-            query.group_by = tuple(
-                Ref(name, exactly) if getattr(part, "refs", None) == name else part
-                for part in self.group_by
-            )
+            query.group_by = tuple(part.replace_expressions(again) for part in self.group_by)
         exact: SimilarQuery = query
         return exact

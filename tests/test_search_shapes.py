@@ -2,7 +2,7 @@
 
 import pytest
 from django.db import transaction
-from django.db.models import Count, Q
+from django.db.models import Count, Exists, F, OuterRef, Q
 
 from embedsync import compiler
 from tests.cinema.models import Film, Person
@@ -78,3 +78,27 @@ class TestFewMatch:
         with transaction.atomic():
             assert len(found[:5]) == 3
             assert len(found[:2]) == 2
+
+
+class TestTheDistanceByAnotherName:
+    """An index would serve it, and nobody see that it has given too few rows."""
+
+    def test_its_order_is_exact(self, library):  # noqa: F811
+        rows = Book.objects.filter(year=3)
+        found = rows.similar(VECTOR).annotate(score=F("distance")).order_by("score")
+        assert "hnsw" not in found[:90].explain()
+        assert keys(found[:90]) == keys(rows.similar(VECTOR, exact=True)[:90])
+        assert keys(found.alias(twice=F("score") * 2).order_by("twice")[:90]) == keys(found[:90])
+
+    def test_so_is_that_of_groups(self, library):  # noqa: F811
+        found = Book.objects.similar(VECTOR).annotate(score=F("distance")).values("score")
+        groups = found.annotate(books=Count("pk")).order_by("score")[:20]
+        assert "hnsw" not in groups.explain()
+        exact = Book.objects.similar(VECTOR, exact=True)[:20]
+        assert [group["score"] for group in groups] == [book.distance for book in exact]
+
+    def test_other_annotations_stay(self, shelf):  # noqa: F811
+        same = Book.objects.filter(pk=OuterRef("pk"), title__contains="red")
+        found = Book.objects.annotate(is_red=Exists(same)).similar("red apple")
+        assert next((book.title, book.is_red) for book in found) == ("red apple", True)
+        assert sum(book.is_red for book in found.order_by("pk")) == 2
