@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from django.core.exceptions import EmptyResultSet
 from django.db import DataError, connections, models
+from django.db.backends.postgresql.compiler import SQLCompiler
 from django.db.models.lookups import LessThan, LessThanOrEqual
-from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI
 
 from embedsync.embedders import MismatchError

@@ -7,8 +7,8 @@ they are put in order by the distance between full vectors.
 from typing import Any
 
 from django.db import models
+from django.db.backends.postgresql.compiler import SQLCompiler
 from django.db.models.sql import Query
-from django.db.models.sql.compiler import SQLCompiler
 
 from embedsync.declaration import EmbeddingModel
 from embedsync.expressions import QueryVector, SearchDistance

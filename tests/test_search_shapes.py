@@ -1,10 +1,10 @@
 """Shapes of querysets: what the index does not serve is exact, and what makes no sense refused."""
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Count, Exists, F, OuterRef, Q
 
-from embedsync import compiler
+from embedsync import compiler, rescoring
 from tests.cinema.models import Film, Person
 from tests.library.models import Book
 from tests.test_search import DIMENSIONS, library, shelf, titles  # noqa: F401
@@ -102,3 +102,10 @@ class TestTheDistanceByAnotherName:
         found = Book.objects.annotate(is_red=Exists(same)).similar("red apple")
         assert next((book.title, book.is_red) for book in found) == ("red apple", True)
         assert sum(book.is_red for book in found.order_by("pk")) == 2
+
+
+def test_compilers_check_what_those_of_the_database_check():
+    """Which aliases are safe to be quoted, for one."""
+    own = connection.ops.compiler("SQLCompiler")
+    assert issubclass(compiler.SimilarCompiler, own)
+    assert issubclass(rescoring.CandidateCompiler, own)
