@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db import models
 from django.db.backends.postgresql.compiler import SQLCompiler
+from django.db.models.expressions import ColPairs
 from django.db.models.sql import Query
 
 from embedsync.declaration import EmbeddingModel
@@ -79,6 +80,8 @@ def is_rescored(query: Any) -> bool:
         and query.order_by in ((name,), (name, "pk"))
         and query.group_by is None
         and not (query.distinct or query.select_for_update)
+        # A key of several columns, asked for as one value, has no name that could be asked for.
+        and not any(isinstance(column, ColPairs) for column in query.select)
         and query.low_mark < query.high_mark
     )
 

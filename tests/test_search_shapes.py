@@ -1,12 +1,13 @@
 """Shapes of querysets: what the index does not serve is exact, and what makes no sense refused."""
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection, models, transaction
 from django.db.models import Count, Exists, F, OuterRef, Q
 
 from embedsync import compiler, rescoring
 from tests.cinema.models import Film, Person
 from tests.library.models import Book
+from tests.spaces import thing
 from tests.test_search import DIMENSIONS, library, shelf, titles  # noqa: F401
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -109,3 +110,36 @@ def test_compilers_check_what_those_of_the_database_check():
     own = connection.ops.compiler("SQLCompiler")
     assert issubclass(compiler.SimilarCompiler, own)
     assert issubclass(rescoring.CandidateCompiler, own)
+
+
+class TestBits:
+    def test_keys_of_several_columns(self, drain):
+        fields = {
+            "pk": models.CompositePrimaryKey("shelf", "number"),
+            "number": models.IntegerField(),
+        }
+        with thing(fields, storage="bit") as model:
+            for number, name in enumerate(["red apple", "blue sea", "red rose"]):
+                model.objects.create(shelf=7, number=number, name=name)
+            drain()
+            found = model.objects.similar("red rose")
+            assert found.values("pk")[:2][0] == {"pk": (7, 2)}
+            assert list(found.values_list("pk", flat=True)[:1]) == [(7, 2)]
+            assert list(found.values_list("name", "pk")[:1]) == [("red rose", (7, 2))]
+            assert list(found.values_list("number", "name")[:1]) == [(2, "red rose")]
+            assert keys(found[:1]) == [(7, 2)]
+            within = model.objects.filter(pk__in=found.values("pk")[:2])
+            assert len(within) == 2
+
+    def test_select_related(self, drain, django_assert_num_queries):
+        fields = {"parent": models.ForeignKey("self", models.CASCADE, null=True)}
+        with thing(fields, storage="bit") as model:
+            parent = model.objects.create(name="red apple")
+            model.objects.create(name="blue sea", parent=parent)
+            drain()
+            with django_assert_num_queries(2):  # the second because there are only two
+                rows = list(model.objects.similar("sea").select_related("parent")[:3])
+                assert [row.parent and row.parent.name for row in rows] == ["red apple", None]
+            with django_assert_num_queries(1):
+                (row,) = model.objects.similar("sea").select_related("parent")[:1]
+                assert (row.name, row.parent.name) == ("blue sea", "red apple")
