@@ -5,6 +5,9 @@ from django.db import connection, models, transaction
 from django.db.models import Count, Exists, F, OuterRef, Q
 
 from embedsync import compiler, rescoring
+from embedsync.embedders import MismatchError
+from embedsync.models import SidecarState
+from tests.books import KEY
 from tests.cinema.models import Film, Person
 from tests.library.models import Book
 from tests.spaces import thing
@@ -110,6 +113,27 @@ def test_compilers_check_what_those_of_the_database_check():
     own = connection.ops.compiler("SQLCompiler")
     assert issubclass(compiler.SimilarCompiler, own)
     assert issubclass(rescoring.CandidateCompiler, own)
+
+
+@pytest.fixture
+def bound_by_the_server(transactional_db, monkeypatch):
+    options = {**connection.settings_dict["OPTIONS"], "server_side_binding": True}
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
+    connection.close()
+    yield
+    connection.close()
+
+
+def test_parameters_that_the_server_binds(shelf, bound_by_the_server):  # noqa: F811
+    found = Book.objects.similar("red apple")
+    assert titles(found[:1]) == ["red apple"]
+    assert found.count() == found[:9].count() == 5
+    assert titles(found.filter(title__contains="blue")[:3])[0] == "blue sea"
+    assert titles(Book.objects.similar("red apple", min_similarity=0.99)[:3]) == ["red apple"]
+    assert Book.objects.filter(pk__in=found.values("pk")[:2]).count() == 2
+    SidecarState.objects.update_or_create(key=KEY, defaults={"embedder": "another"})
+    with pytest.raises(MismatchError, match="were made by another and this text by"):
+        list(found[:2])
 
 
 class TestBits:

@@ -3,6 +3,6 @@
 CASE WHEN coalesce((SELECT embedder FROM embedsync_sidecar WHERE key = %s), '') IN ('', %s)
 THEN {vector}
 ELSE format(
-    'embedsync: the vectors of %%s were made by %%s and this text by %%s', %s,
-    (SELECT embedder FROM embedsync_sidecar WHERE key = %s), %s
+    'embedsync: the vectors of %%s were made by %%s and this text by %%s', %s::text,
+    (SELECT embedder FROM embedsync_sidecar WHERE key = %s), %s::text
 )::{cast} END
