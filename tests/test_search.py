@@ -16,6 +16,7 @@ from embedsync.database import binary_cursor
 from embedsync.embedders import get_embedder
 from embedsync.models import EmbeddingQuerySet
 from tests.books import BookEmbedding, execute
+from tests.cinema.models import Film, Person
 from tests.embedders import ScriptedEmbedder
 from tests.library.models import Book, Letter, Memo, Postscript, Ticket
 
@@ -164,15 +165,6 @@ def test_querysets_can_be_pickled(shelf):
     ]
 
 
-def test_async_iteration(shelf):
-    from asgiref.sync import async_to_sync
-
-    async def search():
-        return [book.title async for book in Book.objects.similar("deep blue sea")[:2]]
-
-    assert async_to_sync(search)() == ["deep blue sea", "blue sea"]
-
-
 def test_managers_of_ones_own(shelf):
     class Published(EmbeddingQuerySet):
         def reds(self):
@@ -191,13 +183,19 @@ def test_several_kinds_of_keys(drain):
     assert Ticket.objects.get(pk="c").similar().first().code == "a b"
 
 
-def test_related_filters_and_select_related(drain):
+def test_related_filters_and_select_related(drain, django_assert_num_queries):
     letter = Letter.objects.create(text="red apple")
     Letter.objects.create(text="blue sea")
     Postscript.objects.create(letter=letter)
+    Film.objects.create(title="red apple", director=Person.objects.create(name="Ann"))
+    Film.objects.create(title="blue sea")
     drain()
     found = Letter.objects.filter(postscript__isnull=False).similar("sea")
     assert [row.pk for row in found] == [letter.pk]
+    for exact in (True, False):
+        films = Film.objects.similar("red apple", exact=exact).select_related("director")
+        with django_assert_num_queries(1):
+            assert [film.director and film.director.name for film in films[:2]] == ["Ann", None]
     assert Memo.objects.similar("x").count() == 0
 
 

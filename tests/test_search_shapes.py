@@ -1,6 +1,10 @@
 """Shapes of querysets: what the index does not serve is exact, and what makes no sense refused."""
 
+from contextlib import contextmanager
+
 import pytest
+from asgiref.sync import async_to_sync
+from django.apps import apps
 from django.db import connection, models, transaction
 from django.db.models import Count, Exists, F, OuterRef, Q
 
@@ -167,3 +171,67 @@ class TestBits:
             with django_assert_num_queries(1):
                 (row,) = model.objects.similar("sea").select_related("parent")[:1]
                 assert (row.name, row.parent.name) == ("blue sea", "red apple")
+
+
+@contextmanager
+def proxy_of(model):
+    attrs = {"__module__": __name__, "Meta": type("Meta", (), {"proxy": True})}
+    attrs["Meta"].app_label = "library"
+    made = type("Volume", (model,), attrs)
+    try:
+        yield made
+    finally:
+        del apps.all_models["library"]["volume"]
+        apps.clear_cache()
+
+
+def test_proxies(shelf):  # noqa: F811
+    with proxy_of(Book) as volume:
+        found = volume.objects.similar("deep blue sea")
+        assert titles(found[:2]) == ["deep blue sea", "blue sea"]
+        assert type(found[0]) is volume
+        assert titles(found[0].similar()[:1]) == ["blue sea"]
+        assert titles(volume.objects.similar(Book.objects.get(title="blue sea"))[:1]) == [
+            "deep blue sea"
+        ]
+
+
+def test_asynchronously(shelf):  # noqa: F811
+    search = Book.objects.similar("deep blue sea")
+
+    async def asked():
+        assert await search.acount() == 5
+        assert await search[:3].acount() == 3
+        assert (await search.afirst()).title == "deep blue sea"
+        assert (await search.alast()).title not in ("deep blue sea", "blue sea")
+        whole = [book.title async for book in search.all()]
+        assert [book.title async for book in search.aiterator()] == whole
+        assert [book.title async for book in search[:2].aiterator()] == whole[:2]
+        return whole, [book.title async for book in search[:2]]
+
+    whole, first = async_to_sync(asked)()
+    assert whole == titles(search)
+    assert first == whole[:2] == ["deep blue sea", "blue sea"]
+
+
+def test_first_and_last_by_another_field(shelf):  # noqa: F811
+    for year, book in enumerate(Book.objects.order_by("pk")):
+        Book.objects.filter(pk=book.pk).update(year=year)
+    for exact in (True, False):
+        found = Book.objects.similar("blue sea", exact=exact)
+        assert found.earliest("year").title == "red apple"
+        assert found.latest("year").title == "deep blue sea"
+        assert found.filter(distance__gt=0.01).latest("year").distance > 0.01
+
+
+def test_changes_of_what_is_found(shelf):  # noqa: F811
+    near = Book.objects.similar("deep blue sea", min_similarity=0.5)
+    assert set(titles(near)) == {"deep blue sea", "blue sea"}
+    assert near.update(year=1900) == 2
+    assert set(titles(Book.objects.filter(year=1900))) == {"deep blue sea", "blue sea"}
+    with pytest.raises(TypeError, match=r"[Cc]annot"):
+        near[:1].delete()
+    deleted, _ = near.delete()
+    assert deleted == 2
+    assert set(titles(Book.objects.all())) == {"red apple", "green apple", "red rose"}
+    assert Book.objects.similar("sea").update(year=1) == 3

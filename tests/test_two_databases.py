@@ -112,3 +112,47 @@ def test_each_database_has_its_own_assertions(project, other, code):
     assert told[1:] == ["LookupError(\"shop.Film has no embedding in database 'default'.\")"] * 2
     assert is_in_step(other, "shop_film")
     assert project.vectors("shop_movieembedding") == {}
+
+
+SEARCHED = """
+import json
+from django.core.paginator import Paginator
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+import embedsync
+from shop.models import Film
+
+films = [Film.objects, Film.objects.using("other")]
+one = films[0].get(title="first")
+vector = embedsync.embed_query("second")
+with CaptureQueriesContext(connection) as queries:
+    for rows in films:
+        for exact in (True, False):
+            by_text = embedsync.similar(rows.all(), "second", exact=exact)
+            by_vector = embedsync.similar(rows.all(), vector, exact=exact)
+            by_instance = embedsync.similar(rows.all(), one, exact=exact)
+            near = embedsync.similar(rows.all(), vector, exact=exact, min_similarity=0.99)
+            within = rows.filter(pk__in=by_text.values("pk")[:2])
+            both = by_text[:1].union(by_instance[:2])
+            print(json.dumps([
+                [film.title for film in by_text[:1]],
+                [film.title for film in by_vector.filter(year=2000)[:1]],
+                sorted(film.title for film in by_instance[:5]),
+                [film.title for film in near[:3]],
+                [len(within), len(both), by_text.count(), by_instance[:2].count()],
+                [len(page) for page in Paginator(by_text, 2)],
+                by_text[0]._state.db,
+            ]))
+print(len(queries))
+"""
+
+
+def test_each_database_is_searched_where_it_is(project, other, code):
+    """The other has no such tables; the router says where, or whoever asks."""
+    insert(other, "shop_film")
+    code.run("embed_worker", "--drain", "--database", "other")
+    output = code.run("shell", "--verbosity", "0", "-c", SEARCHED)
+    *found, queries = output.splitlines()
+    expected = [["second"], ["second"], ["second", "third"], ["second"], [2, 3, 3, 2], [2, 1]]
+    assert [json.loads(line) for line in found] == [[*expected, "other"]] * 4
+    assert queries == "0"
