@@ -209,6 +209,8 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
         broken = {table for table, _ in missing.get(key, ())}
         rows, is_estimate = embedded(using, sidecar, broken)
         waiting, leased, parked, oldest = owed.get(key, (0, 0, 0, 0.0))
+        built = getattr(states.get(key), "index_built", None)
+        index = index_status(sidecar, indexes.get(key), built)
         status = SidecarStatus(
             sidecar=key,
             source=source_of(sidecar)._meta.label_lower,
@@ -221,10 +223,8 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
             oldest_wait=oldest,
             rate=float(rates.get(key, 0.0)),
             fill=fill_of(using, sidecar, states.get(key), missed, broken),
-            index=index_status(
-                sidecar, indexes.get(key), getattr(states.get(key), "index_built", None)
-            ),
-            schema_error=schema_error(sidecar, missing.get(key, [])),
+            index=index,
+            schema_error=schema_error(sidecar, missing.get(key, [])) or index.error,
             error=settings_error(sidecar) or said.get(key, ""),
             last_error=last_error(using, key),
         )

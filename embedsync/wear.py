@@ -32,13 +32,15 @@ class Counts:
     changed: int
     rows: float
     size: int
+    operator_class: str
 
 
 @dataclass(frozen=True)
 class IndexStatus:
     """An index: "none" is declared, "missing", "unbuilt" until the first fill ends, or "built".
 
-    "invalid" is one whose building was broken off. ``changed`` is the share of rows that have
+    "invalid" is one whose building was broken off, "outdated" one that serves no search, because
+    another distance is declared than was migrated. ``changed`` is the share of rows that have
     changed since it was built, None where that is not known; ``is_due`` says that it should be
     built again, which ``embed_reindex`` does.
     """
@@ -46,6 +48,13 @@ class IndexStatus:
     state: str
     changed: float | None = None
     is_due: bool = False
+
+    @property
+    def error(self) -> str:
+        """Why it is no index of the sidecar that is declared, "" where it is one."""
+        if self.state != "outdated":
+            return ""
+        return "schema error: the index is not of the declared distance, run migrate"
 
 
 def counted(using: str, wanted: Iterable[type[EmbeddingModel]]) -> dict[str, Counts]:
@@ -73,6 +82,8 @@ def index_status(sidecar: type[EmbeddingModel], found: Counts | None, built: Any
         return IndexStatus("unbuilt")
     if not found.is_valid:
         return IndexStatus("invalid", is_due=True)
+    if index is not None and found.operator_class not in index.opclasses:
+        return IndexStatus("outdated")
     if not built or built["filenode"] != found.filenode:
         return IndexStatus("built")
     # After a crash and after pg_stat_reset() the server begins to count anew.

@@ -10,7 +10,9 @@ from django.db import connection, models
 
 from embedsync import compiler, rescoring, scan
 from embedsync.embedders import MismatchError, get_embedder
+from embedsync.index import deferred_index
 from embedsync.models import HNSW, IVFFlat, SidecarState
+from embedsync.status import statuses
 from tests.spaces import as_if_large, clusters, fill, nearest, recall, thing
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -57,6 +59,21 @@ def test_each_index_serves_and_finds(filled, kind):
     assert "_hnsw" not in exact.explain()
     assert "_ivf" not in exact.explain()
     assert [row.pk for row in exact] == nearest(model, rows, QUERIES[0], 10)[0]
+
+
+def test_its_status_says_whether_it_is_the_one_declared(filled, kind, monkeypatch):
+    """One of another distance is there, serves no search, and nothing else tells of it."""
+    sidecar = filled[0].embedding.model
+    (status,) = statuses("default", [sidecar])
+    assert (status.index.state, status.schema_error) == ("none" if kind == "none" else "built", "")
+    if kind == "none":
+        return
+    # Declared, and not migrated.
+    monkeypatch.setattr(deferred_index(sidecar), "opclasses", ["halfvec_l1_ops"])
+    (status,) = statuses("default", [sidecar])
+    assert status.index.state == "outdated"
+    assert not status.is_well
+    assert "not of the declared distance" in status.schema_error
 
 
 def test_k_rows_under_filters_and_in_order(filled, monkeypatch):

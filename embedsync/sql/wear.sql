@@ -8,7 +8,8 @@ SELECT
     coalesce(s.n_tup_ins, 0),
     coalesce(s.n_tup_upd + s.n_tup_del, 0),
     greatest(c.reltuples, s.n_live_tup, 0)::float8,
-    pg_relation_size(i.indexrelid)
+    pg_relation_size(i.indexrelid),
+    (SELECT opcname FROM pg_opclass WHERE oid = i.indclass[0])
 FROM unnest(%s::text[]) AS wanted(name)
 JOIN pg_index i ON i.indexrelid = to_regclass(wanted.name)
 JOIN pg_class c ON c.oid = i.indrelid
