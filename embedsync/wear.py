@@ -54,7 +54,7 @@ class IndexStatus:
         """Why it is no index of the sidecar that is declared, "" where it is one."""
         if self.state != "outdated":
             return ""
-        return "schema error: the index is not of the declared distance, run migrate"
+        return "schema error: the index is of another distance than is declared: run migrate"
 
 
 def counted(using: str, wanted: Iterable[type[EmbeddingModel]]) -> dict[str, Counts]:
