@@ -14,14 +14,13 @@ from django.core.exceptions import ImproperlyConfigured
 from embedsync.embedders.base import Embedder, EmbedderError, RefusedError
 from embedsync.embedders.keys import found_key, unsaid
 from embedsync.embedders.presets import PRESETS, Preset, preset_of
-from embedsync.embedders.trouble import trouble_of
+from embedsync.embedders.trouble import HARMLESS, trouble_of
 from embedsync.embedders.usage import tokens_of
 
 BATCH_SIZE = 128  # answered within seconds; larger ones save little
 BYTES = 2  # of a token, at least, in nearly all texts; a request that has more is halved
 CONNECT_SECONDS = 5.0
 SHORTEST_SECRET = 7  # characters, of what is said in headers
-HARMLESS = "word"
 SAME = 1e-5  # as good as length 1, for a float32
 REASONS = ("message", "msg", "detail", "error")
 # A 429 that no waiting ends: somebody has to pay (OpenAI's guide to error codes).
