@@ -1,6 +1,7 @@
 # make demo      a film site that searches by meaning, from nothing, with nothing else to install
 # make test      all tests, against a PostgreSQL of their own
 # make infinity  the tests of remote embedders against a real server, which it installs
+# make optimum  the tests of local models on the library optimum, which it installs
 # make bench     all figures of docs/benchmarks.md
 # make clean     everything that these have made
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 MANAGE := $(PY) manage.py
 
-.PHONY: demo test infinity lint bench stop clean
+.PHONY: demo test infinity optimum lint bench stop clean
 
 demo: .venv/ready
 	$(MANAGE) postgres start
@@ -21,7 +22,7 @@ demo: .venv/ready
 # To these it makes no difference which PostgreSQL serves: pages, models, providers, words.
 ONCE := admin admin_browser admin_sidecars another_model blog blog_browser breaker browser \
 	cohere_voyage contract deployment embedders export faults_texts films infinity langchain \
-	load_films local_models long_way metrics neighbours openai openai_faults postgres \
+	load_films local_models long_way metrics neighbours openai openai_faults optimum postgres \
 	postgres_refusals progress providers real_model real_posts remote_worker schedule \
 	sweep_command users_tests web_process
 
@@ -33,6 +34,9 @@ test: .venv/ready lint
 
 infinity: .venv/ready .venv-infinity/ready
 	$(PY) -m pytest tests/test_infinity.py
+
+optimum: .venv/ready .venv-optimum/ready
+	$(PY) -m pytest tests/test_optimum.py
 
 lint: .venv/ready
 	.venv/bin/ruff format --check .
@@ -47,7 +51,7 @@ stop: .venv/ready
 
 clean:
 	-[ ! -x $(PY) ] || $(MANAGE) postgres stop
-	rm -rf .venv .venv-infinity .postgres .cache .coverage* .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-infinity .venv-optimum .postgres .cache .coverage* .mypy_cache .pytest_cache .ruff_cache
 
 # Made last, so that an interrupted installation is taken up again.
 .venv/ready: pyproject.toml constraints.txt
@@ -67,4 +71,14 @@ clean:
 		--constraint tests/infinity-constraints.txt torch==2.13.0
 	.venv-infinity/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint tests/infinity-constraints.txt "infinity-emb[server,torch]==0.0.78"
+	touch $@
+
+.venv-optimum/ready: tests/optimum-constraints.txt
+	$(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint tests/optimum-constraints.txt torch==2.13.0
+	.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint tests/optimum-constraints.txt --editable ".[local]" \
+		"sentence-transformers[onnx,openvino]"
 	touch $@

@@ -258,7 +258,7 @@ class SentenceTransformerEmbedder(Embedder):
             except ImportError as error:
                 raise ImproperlyConfigured(
                     "SentenceTransformerEmbedder needs the extra embedsync[local]:"
-                    f" pip install 'sentence-transformers>=6' ({error})"
+                    f" pip install 'sentence-transformers>=5.7' ({error})"
                 ) from error
             if self.threads is not None:
                 torch.set_num_threads(self.threads)
