@@ -61,9 +61,11 @@ class Inbox(models.Model):
     class Meta:
         db_table = "embedsync_inbox"
         indexes = [
-            # Tells a worker at once that there is none of the rare kinds.
+            # Tells a worker at once whether there is any of the rare kinds for it.
             models.Index(
-                fields=["seq"], condition=~models.Q(kind="row"), name="embedsync_inbox_not_row"
+                fields=["sidecar", "seq"],
+                condition=~models.Q(kind="row"),
+                name="embedsync_inbox_not_row",
             )
         ]
 

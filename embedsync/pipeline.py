@@ -6,7 +6,6 @@ last. Only that thread talks to the database.
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -175,14 +174,15 @@ class Pipeline:
             if other is not lane
         )
 
-    def finish(self, grace: float) -> None:
-        """Hand back what waits, and write what comes of the calls in hand within ``grace`` s."""
-        end = time.monotonic() + grace
+    def finish(self, is_over: Callable[[], bool]) -> None:
+        """Hand back what waits, and write what comes of the calls in hand until ``is_over()``."""
         for lane in self._lanes.values():
             self._owe(lane.waiting)
             lane.waiting.clear()
-        while (self.busy or self._owed) and time.monotonic() < end:
+        while self.busy or self._owed:
             self.advance(0.1)
+            if is_over():
+                break
 
     def let_go(self) -> None:
         """Hand back all that is in hand; what is being embedded is lost."""

@@ -156,7 +156,7 @@ class Service:
             except Exception as error:
                 trouble = trouble_of(error)
                 doubted = suspect or (after_trouble and is_answered)
-                if trouble is not None and not (doubted and self._blames(trouble, asked)):
+                if trouble is not None and not (doubted and self._blames(trouble, asked, stopped)):
                     found.trouble = trouble
                     # At once, before another thread's next call.
                     self.breaker.failed(trouble)
@@ -174,11 +174,19 @@ class Service:
                     self.recent.keep(text, made)
         return found
 
-    def _blames(self, trouble: UnavailableError, asked: list[str]) -> bool:
+    def _blames(
+        self, trouble: UnavailableError, asked: list[str], stopped: Callable[[], bool]
+    ) -> bool:
         if len(asked) > 1:
             return not trouble.is_busy
         # A provider that fails now and then would get one row after the other parked.
-        return self.breaker.blames(trouble) and self._fails(asked) and not self._fails([HARMLESS])
+        return (
+            self.breaker.blames(trouble)
+            and not stopped()
+            and self._fails(asked)
+            and not stopped()
+            and not self._fails([HARMLESS])
+        )
 
     def _fails(self, texts: list[str]) -> bool:
         try:

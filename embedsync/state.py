@@ -45,12 +45,16 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
         assert_unserved(cursor, key, adopted)
     table = cursor.db.ops.quote_name(sidecar._meta.db_table)
     assert_dimensions(cursor, sidecar, table)
-    if maker not in ("", embedder):
+    has_vectors = f"SELECT EXISTS (SELECT FROM {table})"
+    cursor.execute(has_vectors)
+    (is_filled,) = cursor.fetchone()
+    if maker not in ("", embedder) and not is_filled:
         # A COMPLETE of the former embedder's may be under way, whose vectors nobody sees yet: it
         # has this table, and those that begin later find the new fingerprint.
         cursor.execute("LOCK TABLE embedsync_ledger IN SHARE ROW EXCLUSIVE MODE")
-    cursor.execute(f"SELECT EXISTS (SELECT FROM {table})")
-    if maker not in ("", embedder) and cursor.fetchone()[0]:
+        cursor.execute(has_vectors)
+        (is_filled,) = cursor.fetchone()
+    if maker not in ("", embedder) and is_filled:
         label = sidecar._meta.label
         raise SupersededError(
             f"The vectors of {label} were made by another embedder than the settings now name. If"

@@ -40,8 +40,8 @@ class IndexStatus:
     """An index: "none" is declared, "missing", "unbuilt" until the first fill ends, or "built".
 
     "invalid" is one whose building was broken off, "outdated" one that serves no search, because
-    another distance is declared than was migrated. ``changed`` is the share of rows that have
-    changed since it was built, None where that is not known; ``is_due`` says that it should be
+    another distance or storage is declared than was migrated. ``changed`` is the share of rows that
+    have changed since it was built, None where that is not known; ``is_due`` says that it should be
     built again, which ``embed_reindex`` does.
     """
 
@@ -54,7 +54,8 @@ class IndexStatus:
         """Why it is no index of the sidecar that is declared, "" where it is one."""
         if self.state != "outdated":
             return ""
-        return "schema error: the index is of another distance than is declared: run migrate"
+        said = "the index is of another distance or storage than is declared"
+        return f"schema error: {said}: run migrate"
 
 
 def counted(using: str, wanted: Iterable[type[EmbeddingModel]]) -> dict[str, Counts]:

@@ -26,12 +26,7 @@ from embedsync.budget import Budget
 from embedsync.claim import Claim
 from embedsync.conf import settings
 from embedsync.database import is_locked, storable, told, worker_transaction
-from embedsync.declaration import (
-    EmbeddingModel,
-    declaration_of,
-    key_of,
-    sidecars,
-)
+from embedsync.declaration import EmbeddingModel, declaration_of, key_of, sidecars
 from embedsync.embedders import MismatchError, RefusedError, get_embedder
 from embedsync.heartbeat import Heartbeat
 from embedsync.indexing import IndexBuilder
@@ -98,6 +93,7 @@ class Worker:
         self.errors: dict[str, str] = {}
         # A plain attribute, because a signal handler that sets an Event can wait for itself.
         self.stopping = False
+        self._stopped_at = 0.0
         self._started = False
         self._housekeeping_at = 0.0
         self._broken: dict[str, type[EmbeddingModel]] = {}  # of the errors, those of the database
@@ -114,10 +110,15 @@ class Worker:
 
     def stop(self) -> None:
         """Finish the call in hand, hand back what has not been embedded, and end."""
+        self._stopped_at = time.monotonic()
         self.stopping = True
 
     def _is_over(self) -> bool:
         return self.stopping or time.monotonic() >= self._deadline
+
+    def _grace_is_over(self) -> bool:
+        # Not where only its time is over: a call that takes longer would never come to its end.
+        return self.stopping and time.monotonic() >= self._stopped_at + settings.grace
 
     def pending(self) -> int:
         """How many rows a drain has before it; those of a fill are counted by the fill."""
@@ -139,7 +140,7 @@ class Worker:
                 self.heartbeat.hurry()
             with LeaseKeeper(self.queue, self.pipeline.claims):
                 self._run(drain)
-                self._with_patience(partial(self.pipeline.finish, settings.grace))
+                self._with_patience(partial(self.pipeline.finish, self._grace_is_over))
         finally:
             # Only what an error has left in hand.
             for end in (self.pipeline.let_go, self.heartbeat.end):
@@ -347,6 +348,8 @@ class Worker:
 
         It has none where nothing is migrated yet, or is any more.
         """
+        if not self._mendable:
+            return False
         quote = connections[self.using].ops.quote_name
         names = [quote(self._broken[key]._meta.db_table) for key in self._mendable]
         with worker_transaction(self.using) as cursor:

@@ -46,6 +46,10 @@ def make_without_a_key():
     raise ValueError("Did not find FILMS_API_KEY")
 
 
+def make_from_afar():
+    raise ConnectionResetError("gone")
+
+
 made = []
 
 
@@ -99,7 +103,14 @@ def test_its_provider_is_in_trouble():
     assert isinstance(trouble_of(caught.value), UnavailableError)
 
 
+def test_its_provider_is_away_when_it_is_made():
+    embedder = LangChainEmbedder(model="m", dimensions=64, embeddings=f"{HERE}.make_from_afar")
+    with pytest.raises(UnavailableError, match="gone"):
+        embedder.checked_rows(["a"])
+
+
 def test_it_is_made_once_by_whatever_threads_ask_first(monkeypatch):
+    made.clear()
     # From Python 3.12 on, cached_property has no lock of its own.
     found = vars(LangChainEmbedder)["_embeddings"]
     monkeypatch.setattr(found, "lock", nullcontext(), raising=False)

@@ -123,6 +123,22 @@ def test_a_slow_embedder_holds_up_no_other(drain, gate, running):
     assert not BookEmbedding.objects.exists()
 
 
+def test_a_call_that_takes_longer_than_a_worker_may_run_is_not_given_up(
+    drain, settings, monkeypatch
+):
+    """Or the same rows would be embedded in vain once a minute."""
+    settings.EMBEDSYNC_GRACE = 0.0
+    drain()
+    embedder = get_embedder("scripted")
+    embed = embedder.embed_documents
+    monkeypatch.setattr(
+        embedder, "embed_documents", lambda texts: (time.sleep(0.5), embed(texts))[1]
+    )
+    Book.objects.create(title="A")
+    Worker().run(max_seconds=0.2)
+    assert_in_step(BookEmbedding)
+
+
 def test_a_model_that_takes_long_to_load_holds_up_no_other(drain, monkeypatch, running):
     """It is loaded before texts are read where they are cut, because it counts their tokens."""
     drain()
@@ -174,7 +190,7 @@ def test_a_model_that_cannot_be_loaded_blames_no_row(
     until(lambda: (worker.round(), all(stored(article) for article in articles))[1])
     until(lambda: (worker.round(), not Ledger.objects.exists())[1])
     assert not worker.breakers["worded"].failures
-    worker.pipeline.finish(grace=30.0)
+    worker.pipeline.finish(lambda: False)
 
 
 def test_a_worker_that_is_stopped_does_not_wait_for_a_model(drain, monkeypatch, running):

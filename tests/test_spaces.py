@@ -73,7 +73,7 @@ def test_its_status_says_whether_it_is_the_one_declared(filled, kind, monkeypatc
     (status,) = statuses("default", [sidecar])
     assert status.index.state == "outdated"
     assert not status.is_well
-    assert "of another distance than is declared" in status.schema_error
+    assert "of another distance or storage than is declared" in status.schema_error
 
 
 def test_k_rows_under_filters_and_in_order(filled, monkeypatch):

@@ -10,6 +10,7 @@ from django.utils.module_loading import import_string
 
 from embedsync.embedders.base import Embedder, Vectors
 from embedsync.embedders.loading import loading
+from embedsync.embedders.trouble import trouble_of
 
 
 class LangChainEmbedder(Embedder):
@@ -54,7 +55,13 @@ class LangChainEmbedder(Embedder):
     @cached_property
     def _embeddings(self) -> Any:
         with loading(self.model) as said:
-            found = self._made()
+            try:
+                found = self._made()
+            except Exception as error:
+                # It may ask its server at once, which may be away.
+                if (trouble := trouble_of(error)) is not None:
+                    raise trouble from error
+                raise
             said.append(type(found).__name__)
         return found
 

@@ -255,7 +255,7 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
                 raise ImproperlyConfigured(
                     f"OPTIONS['headers']: {name!r} and its value must be strings of ASCII."
                 )
-    return {name: value.strip() for name, value in headers.items()}
+    return {name.strip(): value.strip() for name, value in headers.items()}
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class Migration(migrations.Migration):
                 "indexes": [
                     models.Index(
                         condition=models.Q(("kind", "row"), _negated=True),
-                        fields=["seq"],
+                        fields=["sidecar", "seq"],
                         name="embedsync_inbox_not_row",
                     )
                 ],

@@ -120,8 +120,8 @@ class Command(BaseCommand):
             )
 
     def leave(self, said: str) -> None:
-        """End at once: the interpreter would wait for calls that nobody has answered in time."""
-        logger.warning("a call was not answered within EMBEDSYNC_GRACE: its rows are handed back")
+        """End at once: the interpreter would wait for what has not ended within EMBEDSYNC_GRACE."""
+        logger.warning("a call, or the loading of a model, has not ended: its rows are handed back")
         if said:
             self.stderr.write(said)
         logging.shutdown()
