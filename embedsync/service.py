@@ -56,8 +56,7 @@ class Embedded:
 class Service:
     """A sidecar that a worker serves, what makes its vectors, and what may keep that from it.
 
-    ``splitter`` cuts texts into passages, where they are to be cut and its model is loaded;
-    ``is_away`` says that a provider was in trouble when it should have been.
+    ``splitter`` cuts texts into passages, where they are to be cut and its model is loaded.
     """
 
     sidecar: type[EmbeddingModel]
@@ -65,7 +64,6 @@ class Service:
     breaker: Breaker
     budget: Budget
     splitter: Splitter | None = field(default=None, init=False)
-    is_away: bool = field(default=False, init=False)
 
     @property
     def can_ask(self) -> bool:
@@ -97,11 +95,8 @@ class Service:
             if trouble is None:
                 said = f"What counts tokens could not be loaded: {type(error).__name__}: {error}"
                 return ImproperlyConfigured(said)
-            self.is_away = True
             self.breaker.failed(trouble)
             return trouble
-        if self.is_away:
-            self.breaker.answered()
         return None
 
     @cached_property

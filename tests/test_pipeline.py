@@ -104,8 +104,9 @@ def test_a_remote_embedder_is_called_several_times_at_once(drain, gate, running)
     Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(1000)])
     running(concurrency=4)
     until(lambda: gate.inside == 4)
-    # Five parts of a claim, each of them one call.
-    assert (gate.most, leased(), get_embedder("scripted").batch_size) == (4, 500, 100)
+    # Five parts of a claim, each of them one call; the next may be claimed by now.
+    assert (gate.most, get_embedder("scripted").batch_size) == (4, 100)
+    assert leased() in (500, 1000)
     gate.open.set()
     until(lambda: not Ledger.objects.exists() and BookEmbedding.objects.count() == 1000)
     assert (gate.most, gate.calls) == (4, 10)

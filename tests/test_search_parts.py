@@ -202,6 +202,7 @@ class TestBounds:
             lambda found: found.extra(order_by=["-id"]),
             lambda found: Book.objects.similar(library[0]) & found,
             lambda found: Book.objects.similar(library[30]) & found,
+            lambda found: Book.objects.similar([-value for value in library[0]]) & found,
         ):
             wanted = [book.pk for book in change(exact)[:10]]
             assert wanted
