@@ -16,7 +16,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 
 from embedsync.declaration import sidecars
-from embedsync.models import SidecarState
+from embedsync.models import SidecarState, WorkerState
 from example_project.postgres import PROJECT
 from tests.books import KEY, BookEmbedding, execute, renamed
 from tests.library.models import Book, Ticket
@@ -128,6 +128,20 @@ def test_a_repair_exits_well_when_all_has_been_enqueued(drifted, drain):
     ]
     drain()
     assert_in_step(BookEmbedding)
+    assert run()[0] == 0
+
+
+def test_it_tells_of_a_provider_that_refuses(drain):
+    """Fault 20: rows that are owed are no drift, and nobody sees to them."""
+    drain()
+    refused = {KEY: "401: Incorrect API key"}
+    WorkerState.objects.create(name="one", errors=refused)
+    status, output = run("--json", verbosity=0)
+    assert status == 1
+    document, told = output.splitlines()
+    assert json.loads(document)["errors"] == refused
+    assert told == f"{KEY} is not embedded: 401: Incorrect API key"
+    WorkerState.objects.all().delete()
     assert run()[0] == 0
 
 

@@ -23,6 +23,7 @@ from django.db import (
 from embedsync.database import told
 from embedsync.declaration import EmbeddingModel, source_of
 from embedsync.progress import Progress, drain_progress
+from embedsync.status import statuses
 from embedsync.sweep import PAGE, RATE, Pace, estimate, sidecars_in, sweep_all
 from embedsync.swept import KINDS, Swept, report
 
@@ -90,6 +91,7 @@ class Command(BaseCommand):
         chosen = self.chosen(options["models"], sidecars_in(using))
         pace = Pace(options["rate"], options["max_seconds"])
         found: list[Swept] = []
+        errors: dict[str, str] = {}
         failure: Exception | None = None
         with obeyed_signals(pace), self.progress(chosen, options) as progress:
             try:
@@ -104,9 +106,13 @@ class Command(BaseCommand):
                     progress=progress,
                 ):
                     found.append(swept)
+                # What is owed is no drift; but as long as a provider refuses nobody sees to it.
+                errors = {
+                    each.sidecar: each.error for each in statuses(using, chosen) if each.error
+                }
             except (OperationalError, InterfaceError, ProgrammingError) as error:
                 failure = error
-        result = report(using, chosen, found)
+        result = {**report(using, chosen, found), "errors": errors}
         if options["json"]:
             self.stdout.write(json.dumps(result))
         elif options["verbosity"]:
@@ -116,7 +122,9 @@ class Command(BaseCommand):
                 f"Database {using!r} failed: {told(failure)}\n"
                 "The next sweep goes on where this one has ended."
             )
-        if not result["ok"]:
+        for sidecar, said in errors.items():
+            self.stderr.write(f"{sidecar} is not embedded: {said}")
+        if errors or not result["ok"]:
             sys.exit(1)
 
     def chosen(
