@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager, suppress
@@ -36,6 +37,12 @@ class NeedsAKey(HashingEmbedder):
         self.key = os.environ["SECRET_KEY_OF_A_PROVIDER"]
 
 
+def drip(body):
+    for number in range(len(body)):
+        time.sleep(0.05)
+        yield body[number : number + 1]
+
+
 class Provider:
     """``answer(texts)`` gives status, headers and what becomes JSON; ``calls`` are the texts.
 
@@ -53,6 +60,13 @@ class Provider:
     def url(self):
         host, port = self.server.server_address
         return f"http://{host}:{port}/"
+
+    def pieces(self, body):
+        return [body]
+
+    def drips(self):
+        """Send a byte now and then, without end."""
+        self.pieces = drip
 
     def works(self, texts):
         return 200, {}, self._embedder.embed_documents(texts)
@@ -81,7 +95,8 @@ def running_provider(kind=Provider):
             self.end_headers()
             # Whom the answer came too late for is gone.
             with suppress(ConnectionError):
-                self.wfile.write(body)
+                for piece in provider.pieces(body):
+                    self.wfile.write(piece)
 
         def log_message(self, *args):
             pass

@@ -148,6 +148,13 @@ class TestFaults:
         assert "No client of https://embeddings.internal/v1 could be made" in str(error)
         assert said in str(error)
 
+    def test_an_answer_that_drips(self, make, provider):
+        """Each byte is in time, and the last would come in minutes."""
+        provider.drips()
+        _, trouble = failure(make(timeout=0.5))
+        assert type(trouble) is UnavailableError
+        assert "no whole answer within 0.5 s" in str(trouble)
+
     def test_a_text_that_cannot_be_sent(self, make, provider):
         error, trouble = failure(make(), ["a \ud800"])
         assert isinstance(error, UnicodeEncodeError)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ImproperlyConfigured
 
 from embedsync.embedders.base import Embedder, EmbedderError, RefusedError
+from embedsync.embedders.deadline import client_with
 from embedsync.embedders.keys import found_key, unsaid
 from embedsync.embedders.presets import PRESETS, Preset, preset_of
 from embedsync.embedders.trouble import HARMLESS, trouble_of
@@ -235,6 +236,7 @@ class OpenAIEmbedder(Embedder):
                 timeout=Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS)),
                 max_retries=0,  # the ledger knows better when to try again
                 default_headers=self.headers,
+                http_client=client_with(self.timeout),
             )
         except Exception as error:
             raise ImproperlyConfigured(
