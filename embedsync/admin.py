@@ -52,7 +52,7 @@ IS_ALIVE = GreaterThan(LAST_HEARD, Now() - ALIVE)
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Shows rows that only workers write."""
+    """Shows rows that nobody edits by hand."""
 
     show_full_result_count = False
 
@@ -64,9 +64,6 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
-
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self.may(request, "view")
 
     def may(self, request: HttpRequest, verb: str) -> bool:
         """Whether the user has one of the permissions that Django makes for each model."""

@@ -1,8 +1,12 @@
+"""The app: its checks, and what it does before and after migrations."""
+
 from django.apps import AppConfig
 from django.db.models.signals import post_migrate, pre_migrate
 
 
 class EmbedsyncConfig(AppConfig):
+    """What Django finds under the name in ``INSTALLED_APPS``."""
+
     name = "embedsync"
     default_auto_field = "django.db.models.BigAutoField"
 

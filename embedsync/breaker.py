@@ -9,7 +9,9 @@ from embedsync.embedders import RefusedError, UnavailableError
 
 
 class Breaker:
-    """Of one provider, in one worker. Idea: the circuit breaker of Nygard's "Release It!".
+    """What a worker knows of one provider's trouble.
+
+    Idea: the circuit breaker of Nygard's "Release It!".
 
     While it is open the provider's rows wait in the ledger, and those of others are served. Then a
     single call probes the provider; what comes of it closes the breaker or opens it anew.
@@ -24,10 +26,12 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
+        """Whether the provider is to be left alone now."""
         return time.monotonic() < self._probe_at
 
     @property
     def seconds_left(self) -> float:
+        """Seconds until its next probe, 0 where that is due."""
         return max(0.0, self._probe_at - time.monotonic())
 
     def answered(self) -> None:

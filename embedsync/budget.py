@@ -9,7 +9,9 @@ from embedsync.sql import statement
 
 
 class Budget:
-    """Of one embedder, in one worker; what has been spent is in the database, for all of them.
+    """What one embedder may still be asked for, as one worker sees it.
+
+    What has been spent is in the database, for all of them.
 
     Minutes are those of the database's clock, each with a budget of its own: providers count in
     their own way, and what they refuse all the same waits as they ask.

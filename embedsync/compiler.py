@@ -225,6 +225,7 @@ class SimilarQuery(models.sql.Query):
         ]
 
     def unbounded(self) -> "SimilarQuery":
+        """This search without its ``bounds``, however far its rows are."""
         query, bounds = cast("SimilarQuery", self.clone()), self.bounds
         query.where.children = [one for one in query.where.children if one not in bounds]
         return query
@@ -255,6 +256,7 @@ class SimilarQuery(models.sql.Query):
         return bool(self.bounds) and is_plain and not self.is_part
 
     def exactly(self) -> "SimilarQuery":
+        """This search, with every row compared instead of the index asked."""
         query: Any = self.clone()
         distance: Any = self.annotations[self.distance_name]
         # Wherever it is: an index could serve an annotation that is the distance by another name.

@@ -6,6 +6,8 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
+KEYS = {"BACKEND", "MODEL", "DIMENSIONS", "OPTIONS", "ROWS_PER_MINUTE", "TOKENS_PER_MINUTE"}
+
 
 @dataclass(frozen=True)
 class EmbedderConfig:
@@ -39,10 +41,16 @@ class Settings:
         try:
             entry = self.embedders[alias]
         except (KeyError, TypeError):
-            known = ", ".join(map(repr, self.embedders)) or "none"
+            known = ", ".join(map(repr, self.embedders or ())) or "none"
             raise ImproperlyConfigured(
                 f"EMBEDSYNC_EMBEDDERS has no embedder {alias!r} (there: {known})."
             ) from None
+        wrong = sorted(entry.keys() - KEYS) if isinstance(entry, dict) else [entry]
+        if wrong:
+            raise ImproperlyConfigured(
+                f"EMBEDSYNC_EMBEDDERS[{alias!r}] is a dict with keys of {', '.join(sorted(KEYS))},"
+                f" not {', '.join(map(repr, wrong))}."
+            )
         dimensions = entry.get("DIMENSIONS")
         if not isinstance(entry.get("BACKEND"), str):
             raise ImproperlyConfigured(

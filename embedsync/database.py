@@ -310,7 +310,7 @@ def is_locked(error: BaseException) -> bool:
 
 def told(error: Exception) -> str:
     """An error of the database in one line, with the cure where the schema is to blame."""
-    text = str(error).strip().splitlines()[0]
+    text = str(error).strip().partition("\n")[0]
     if sqlstate(error) in SCHEMA_ERRORS:
         return f"{text}. Run makemigrations and migrate."
     return text

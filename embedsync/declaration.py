@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from django.apps import apps
 from django.core.exceptions import FieldError, ImproperlyConfigured
-from django.db import models
+from django.db import models, router
 from django.db.backends.utils import truncate_name
 from django.db.models.base import ModelBase
 from django.db.models.functions import Now
@@ -221,7 +221,20 @@ def watched_of(sidecar: type["EmbeddingModel"]) -> list[Watched]:
 
 def sidecars() -> list[type[EmbeddingModel]]:
     """All sidecars of the project."""
-    return [model for model in apps.get_models() if issubclass(model, EmbeddingModel)]
+    return [
+        model
+        for model in apps.get_models()
+        if issubclass(model, EmbeddingModel) and not model._meta.proxy
+    ]
+
+
+def sidecars_in(using: str) -> list[type[EmbeddingModel]]:
+    """The sidecars of one database; one that is not managed is somebody else's to see to."""
+    return [
+        sidecar
+        for sidecar in sidecars()
+        if router.db_for_write(sidecar) == using and sidecar._meta.managed
+    ]
 
 
 def sidecars_of(model: type[models.Model]) -> list[type[EmbeddingModel]]:
@@ -267,6 +280,11 @@ def sidecars_by_name(model: type[models.Model]) -> dict[str, type[EmbeddingModel
                 named.pop(value.model.__name__, None)
                 named[name] = value.model
     return named
+
+
+def has_source(sidecar: type[EmbeddingModel]) -> bool:
+    """Whether a sidecar has an ``EmbeddingSource``; it is embedsync.E008 where it has none."""
+    return any(isinstance(field, EmbeddingSource) for field in sidecar._meta.get_fields())
 
 
 def relation_of(sidecar: type[EmbeddingModel]) -> Any:

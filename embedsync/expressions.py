@@ -141,6 +141,8 @@ class SearchDistance(models.Func):
 
 
 class ExactDistance(SearchDistance):
+    """The distance as no index can order by it: every row is compared."""
+
     # Adding 0 changes nothing but this: the planner does not recognise the index's operator.
     template = "((%(expressions)s) + 0)"
 

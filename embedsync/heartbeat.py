@@ -21,7 +21,9 @@ PRUNE_SECONDS = 3600.0
 
 
 class Heartbeat:
-    """Of one worker. ``alive`` is a file whose age tells a supervisor that the worker gets on.
+    """The signs of life of one worker.
+
+    ``alive`` is a file whose age tells a supervisor that the worker gets on.
 
     The file has the time at which a call was answered; where none is being made, of the last round.
     """

@@ -53,7 +53,7 @@ class DeferredIndex(models.Index):
 
     @property
     def full_name(self) -> str:
-        """Under which a worker builds it, beside the empty one."""
+        """The name under which a worker builds it, beside the empty one."""
         return f"{self.name}_full"
 
     def sized(self, rows: int) -> Self:

@@ -1,6 +1,6 @@
 """The tables of embedsync, and the names a project imports.
 
-Only triggers write to the inbox, and only workers write to the ledger: see ``queue.py``.
+Who writes to inbox and ledger, and why that is right, stands in ``queue.py``.
 """
 
 from django.db import models

@@ -83,10 +83,11 @@ def passages_of(found: Rows, fingerprint: str, splitter: Splitter | None) -> dic
     """The passages of rows that have text, by key. Without a splitter a text is one passage."""
     rows = {}
     for pk, text in found.texts.items():
-        texts = splitter.passages(text) if splitter else [text] if text else []
-        if texts:
-            digests = [digest(fingerprint, passage) for passage in texts]
-            rows[pk] = Passages(texts, digests, found.stored.get(pk, NOTHING))
+        if not text or text.isspace():
+            continue
+        texts = splitter.passages(text) if splitter else [text]
+        digests = [digest(fingerprint, passage) for passage in texts]
+        rows[pk] = Passages(texts, digests, found.stored.get(pk, NOTHING))
     return rows
 
 

@@ -1,4 +1,7 @@
-"""The queue: inbox, ledger and the moves of a worker. Nothing else writes to these tables.
+"""The queue: inbox, ledger and the moves of a worker.
+
+Triggers and sweeps insert into the inbox; ``ledger.py`` makes parked rows due and forgets them; and
+what has been dropped is forgotten (``forget.sql``). All the rest is done here.
 
 Why it is right: an event is in the inbox, or is a ledger row, or marks one dirty, until a write
 that began after it was read. The token is checked under the row's lock, so a late worker cannot

@@ -24,9 +24,11 @@ class Recent:
         self._lock = threading.Lock()
 
     def get(self, text: str) -> Made | None:
+        """What was made of a text, if that is remembered."""
         return self._made.get(text)
 
     def keep(self, text: str, made: Made) -> None:
+        """Remember what was made of a text, unless that is very long."""
         if len(text) <= LONGEST:
             with self._lock:
                 self._made[text] = made

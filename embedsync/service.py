@@ -1,5 +1,6 @@
 """What a worker has for one sidecar: texts go out to the embedder, checked vectors come back."""
 
+import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from embedsync.space import stored
 from embedsync.splitter import Splitter
 from embedsync.tokens import Measure
 
+logger = logging.getLogger("embedsync")
 T = TypeVar("T")
 
 
@@ -162,12 +164,20 @@ class Service:
             else:
                 self.breaker.answered()
                 is_answered = True
-                # Passages are cut to what the model reads.
-                cut = [False] * len(asked) if self.chunks else self.measure.too_long(asked)
+                cut = self._too_long(asked)
                 for text, made in zip(asked, map(Made, vectors, cut), strict=True):
                     found.add(same[text], made)
                     self.recent.keep(text, made)
         return found
+
+    def _too_long(self, texts: list[str]) -> list[bool]:
+        if self.chunks is None:  # passages are cut to what the model reads
+            try:
+                return self.measure.too_long(texts)
+            except Exception:
+                # The vectors are made and paid for, whatever is wrong with what counts tokens.
+                logger.exception("%s: its tokens cannot be counted", self.sidecar._meta.label)
+        return [False] * len(texts)
 
     def _blames(
         self, trouble: UnavailableError, asked: list[str], stopped: Callable[[], bool]
@@ -192,5 +202,6 @@ class Service:
 
 
 def halves(keys: list[T]) -> list[list[T]]:
+    """Both halves of a list of two or more, in order."""
     middle = len(keys) // 2
     return [keys[:middle], keys[middle:]]

@@ -120,9 +120,9 @@ class Declaration:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that decides which rows are embedded, and what their vectors are.
+        """Changes with anything declared that decides which rows are embedded, and of what text.
 
-        But for the embedder.
+        But for the embedder, and for the body of a method that makes the text.
         """
         # As a migration would have it: sets sorted, and no object's address in it.
         condition = self.condition and MigrationWriter.serialize(self.condition)[0]

@@ -37,13 +37,13 @@ def column(storage: Storage, dimensions: int | None) -> Any:
 
 
 def stored(vector: Any, storage: Storage, dimensions: int | None) -> HalfVector | Vector:
-    """What is written of an embedder's vector. Raises as ``fitted()`` does."""
+    """What is written of an embedder's vector ``(n,)``. Raises as ``fitted()`` does."""
     kind = Vector if storage == "vector" else HalfVector
     return kind(fitted(vector, dimensions))
 
 
 def fitted(vector: Any, dimensions: int | None) -> Any:
-    """The first ``dimensions`` components, brought to length 1 again; all, where it is None.
+    """The first ``dimensions`` components of ``(n,)``, of length 1 again; all, where it is None.
 
     Models of the Matryoshka kind are trained so that these alone are a good vector. Raises
     ``EmbedderError`` where they are zero.

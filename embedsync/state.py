@@ -74,7 +74,7 @@ def adopt(cursor: Any, sidecar: type[EmbeddingModel], embedder: str) -> None:
 
 
 def note_served(cursor: Any, keys: Sequence[str]) -> None:
-    """Note that a scheduler's worker serves these sidecars, which is gone in a minute.
+    """Note that these sidecars are served by a scheduler's worker, which is gone in a minute.
 
     Only of those that have been served otherwise before, and not more often than once a minute.
     """

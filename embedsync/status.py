@@ -11,7 +11,7 @@ from datetime import datetime
 
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections, router
+from django.db import connections
 
 from embedsync.conf import settings
 from embedsync.database import names_of
@@ -20,7 +20,7 @@ from embedsync.declaration import (
     declaration_of,
     key_of,
     rows_of,
-    sidecars,
+    sidecars_in,
     sidecars_of,
     source_of,
     watched_of,
@@ -45,8 +45,11 @@ MISSED = """
 SELECT CASE WHEN has_sequence_privilege(oid, 'SELECT') THEN pg_sequence_last_value(oid) END
 FROM (SELECT to_regclass('embedsync_missed')::oid) AS sequence(oid)
 """
-
-
+# A row has several vectors where it is cut into passages: no more rows than the source has.
+ESTIMATE = """
+SELECT min(reltuples)::bigint FROM pg_class
+WHERE oid = ANY (%s::text[]::regclass[]) AND reltuples >= 0
+"""
 # Rows that workers have settled in this minute and the one before it, a second.
 RATES = """
 SELECT sidecar,
@@ -169,7 +172,7 @@ def chosen(labels: Sequence[str], using: str) -> list[type[EmbeddingModel]]:
 
     Raises ``LookupError`` where a label names none.
     """
-    here = [sidecar for sidecar in sidecars() if router.db_for_write(sidecar) == using]
+    here = sidecars_in(using)
     found: dict[type[EmbeddingModel], None] = {} if labels else dict.fromkeys(here)
     for label in labels:
         try:
@@ -290,12 +293,12 @@ def embedded(
     rows: int = rows_of(sidecar, using).values("ordinal")[:COUNTED].count()
     if rows < COUNTED:
         return rows, False
+    tables = [table]
+    if declaration_of(sidecar).chunks:
+        tables.append(source_of(sidecar)._meta.db_table)
     with connections[using].cursor() as cursor:
-        cursor.execute(
-            "SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass(%s)",
-            [connections[using].ops.quote_name(table)],
-        )
-        return max(rows, cursor.fetchone()[0]), True
+        cursor.execute(ESTIMATE, [list(map(connections[using].ops.quote_name, tables))])
+        return max(rows, cursor.fetchone()[0] or 0), True
 
 
 def cut_rows(using: str, sidecar: type[EmbeddingModel]) -> int:

@@ -22,7 +22,6 @@ from django.db import (
     OperationalError,
     ProgrammingError,
     connections,
-    router,
     transaction,
 )
 
@@ -40,7 +39,6 @@ from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
     key_of,
-    sidecars,
     source_of,
     watched_of,
 )
@@ -94,15 +92,6 @@ class Pace:
         due = time.monotonic() + seconds
         while not self.ended and (left := due - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
-
-
-def sidecars_in(using: str) -> list[type[EmbeddingModel]]:
-    """The sidecars that workers of this database serve."""
-    return [
-        sidecar
-        for sidecar in sidecars()
-        if router.db_for_write(sidecar) == using and sidecar._meta.managed
-    ]
 
 
 def sweep_all(

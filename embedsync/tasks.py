@@ -6,8 +6,9 @@ from typing import Any
 from django.db import DEFAULT_DB_ALIAS
 
 from embedsync.database import worker_transaction
+from embedsync.declaration import sidecars_in
 from embedsync.state import note_served
-from embedsync.sweep import RATE, Pace, sidecars_in, sweep_all
+from embedsync.sweep import RATE, Pace, sweep_all
 from embedsync.swept import report
 from embedsync.worker import Worker
 
@@ -21,7 +22,8 @@ def process_pending(
 
     Returns how many rows were ``settled``, are ``waiting`` and are ``parked``, and ``errors`` by
     sidecar. Calls that overlap share the work; with nothing to do, one costs some queries and loads
-    no model. It raises no error for a text or a provider: the rows wait in the ledger.
+    no model. It raises no error for a text or a provider: the rows wait in the ledger; and
+    ``OperationalError`` where the database does not answer when it begins.
     """
     settled = 0
 
@@ -47,8 +49,8 @@ def sweep(
     """Compare all rows with their vectors for at most so many seconds; the next call goes on there.
 
     Returns what ``embed_sweep --json`` prints. Calls that overlap do no harm. What cannot be
-    compared is in the log and in what is returned; it raises no error, because a scheduler would
-    try it again and again.
+    compared is in the log and in what is returned, and no error, because a scheduler would try it
+    again and again. Raises ``OperationalError`` where the database itself does not answer.
     """
     chosen = sidecars_in(database)
     found = []

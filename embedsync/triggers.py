@@ -90,7 +90,7 @@ def constraints_in(using: str, apps: Any) -> Iterator[tuple[Any, SyncTrigger]]:
 
 
 def has_relation(using: str, name: str) -> bool:
-    """Whether a database has a table or view of embedsync."""
+    """Whether a database has a table or view of this name, quoted where it needs that."""
     with connections[using].cursor() as cursor:
         cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [name])
         return bool(cursor.fetchone()[0])

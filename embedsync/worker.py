@@ -17,7 +17,6 @@ from django.db import (
     OperationalError,
     connections,
     reset_queries,
-    router,
 )
 
 from embedsync import state
@@ -26,7 +25,7 @@ from embedsync.budget import Budget
 from embedsync.claim import Claim
 from embedsync.conf import settings
 from embedsync.database import is_locked, storable, told, worker_transaction
-from embedsync.declaration import EmbeddingModel, declaration_of, key_of, sidecars
+from embedsync.declaration import EmbeddingModel, declaration_of, key_of, sidecars_in
 from embedsync.embedders import MismatchError, RefusedError, get_embedder
 from embedsync.heartbeat import Heartbeat
 from embedsync.indexing import IndexBuilder
@@ -71,7 +70,7 @@ class Worker:
         self.progress = progress
         self.only = only
         self.batch_size = batch_size
-        self.poll_interval = poll_interval
+        self.poll_interval = poll_interval or settings.poll_interval
         # The last part, because process 1 of a container has many successors of its name.
         name = f"{socket.gethostname()}:{os.getpid()}:{token_hex(2)}"
         self.queue = Queue(using, name)
@@ -156,7 +155,7 @@ class Worker:
                     return
                 busy = self.round()
                 if drain and not busy and self._awaits_budget():
-                    self._wait(settings.poll_interval)
+                    self._wait(self.poll_interval)
                     continue
                 if drain and not busy:
                     if looked_everywhere and not self._index_was_awaited():
@@ -186,7 +185,7 @@ class Worker:
             if not drain:
                 reset_queries()  # which Django keeps under DEBUG
             if not busy and not drain:
-                self._wait(self.poll_interval or settings.poll_interval)
+                self._wait(self.poll_interval)
 
     def _with_patience(self, end: Callable[[], None]) -> None:
         """At the end of a worker; where its database fails, its leases end by themselves."""
@@ -200,9 +199,8 @@ class Worker:
         """Find the sidecars of this database and adopt them, once."""
         if self._started:
             return
-        for sidecar in sidecars():
-            here = router.db_for_write(sidecar) == self.using and sidecar._meta.managed
-            if here and (self.only is None or sidecar in self.only):
+        for sidecar in sidecars_in(self.using):
+            if self.only is None or sidecar in self.only:
                 self._serve(sidecar)
         self._started = True
         if self.services:
@@ -259,7 +257,7 @@ class Worker:
         """For how many seconds to wait for a call that is being made."""
         if taken and self._ready():
             return 0.0
-        return min(self.poll_interval or settings.poll_interval, LONGEST_PATIENCE)
+        return min(self.poll_interval, LONGEST_PATIENCE)
 
     def _settled(self, settled: Settled) -> None:
         """Tell what became of some rows."""
@@ -373,7 +371,7 @@ class Worker:
         """Whether an index was being built; if so, until it is built or the worker is to stop."""
         if not self.indexes.busy:
             return False
-        self.indexes.wait(settings.poll_interval)
+        self.indexes.wait(self.poll_interval)
         return True
 
     def _refusals(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ def expected_vectors(sidecar):
     if declaration.condition is not None:
         rows = rows.filter(declaration.condition)
     texts = {row.pk: text_of(row, declaration) for row in rows}
-    texts = {pk: text for pk, text in texts.items() if text}
+    texts = {pk: text for pk, text in texts.items() if text.strip()}
     vectors = get_embedder(declaration.embedder).embed_documents(list(texts.values()))
     return {pk: as_halfvec(vector) for pk, vector in zip(texts, vectors, strict=True)}
 

@@ -132,6 +132,45 @@ def test_hints_name_the_embedders():
 
 
 @isolate_apps("tests.library")
+def test_no_embedders_at_all(settings):
+    settings.EMBEDSYNC_EMBEDDERS = None
+    [message] = ours.wrong_embedder(declare("title"))
+    assert "no embedder 'hashing' (there: none)" in message.msg
+
+
+@isolate_apps("tests.library")
+def test_a_key_that_is_misspelt_is_named(settings):
+    settings.EMBEDSYNC_EMBEDDERS = {"hashing": {"DIMENSION": 3}}
+    [message] = ours.wrong_embedder(declare("title"))
+    assert "TOKENS_PER_MINUTE, not 'DIMENSION'." in message.msg
+
+
+@isolate_apps("tests.library")
+def test_a_source_that_is_handed_down(monkeypatch):
+    class Base(EmbeddingModel):
+        source = EmbeddingSource(Book, "title", **CURED)
+
+        class Meta:
+            app_label = "library"
+            abstract = True
+
+    class Plain(Base):
+        class Meta:
+            app_label = "library"
+
+    class WithMeta(Base):
+        class Meta(Base.Meta):
+            app_label = "library"
+
+    monkeypatch.setattr(ours, "sidecars", lambda: [Plain, WithMeta])
+    messages = [
+        message for message in ours.check_declarations() if message.obj in (Plain, WithMeta)
+    ]
+    assert [message.id for message in messages] == ["embedsync.E035"] * 2
+    assert "no triggers" in messages[0].msg
+
+
+@isolate_apps("tests.library")
 @pytest.mark.parametrize(
     "entry",
     [
@@ -152,6 +191,13 @@ def test_hints_name_the_embedders():
         {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": "3"},
         {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": 0},
         {"BACKEND": "embedsync.embedders.hashing.HashingEmbedder", "DIMENSIONS": 16_001},
+        {
+            "BACKEND": "embedsync.embedders.hashing.HashingEmbedder",
+            "DIMENSIONS": 3,
+            "TOKEN_PER_MINUTE": 1_000,
+        },
+        "embedsync.embedders.hashing.HashingEmbedder",
+        None,
     ],
 )
 def test_embedders(settings, entry):
@@ -318,7 +364,7 @@ class TestDatabase:
             cursor.execute("ALTER TABLE library_book DROP CONSTRAINT library_book_pkey CASCADE")
         [message] = databases.check_databases(databases=["default"])
         assert message.id == "embedsync.E015"
-        assert "ADD PRIMARY KEY (id)" in message.hint
+        assert 'TABLE "library_book" ADD PRIMARY KEY ("id")' in message.hint
 
     def test_a_view(self):
         with connection.cursor() as cursor:

@@ -18,6 +18,7 @@ from embedsync.embedders import get_embedder
 from embedsync.models import EmbedderMinute, Ledger
 from embedsync.worker import Worker
 from tests.books import KEY, BookEmbedding, execute
+from tests.embedders import ScriptedEmbedder
 from tests.library.models import Book, Parcel
 from tests.long_texts import ArticleEmbedding
 from tests.provider import running_provider
@@ -114,6 +115,15 @@ class TestTheSameText:
             Book.objects.bulk_create([Book(title="T", body=long), Book(title="T", body=long)])
             drain()
         assert BookEmbedding.objects.filter(cut=True).count() == 4
+
+    def test_is_embedded_where_its_tokens_cannot_be_counted(self, drain, monkeypatch, caplog):
+        drain()
+        monkeypatch.setattr(ScriptedEmbedder, "max_tokens", "8191", raising=False)
+        books(3)
+        drain()
+        assert_in_step(BookEmbedding)
+        assert BookEmbedding.objects.count() == 3
+        assert "library.BookEmbedding: its tokens cannot be counted" in caplog.text
 
     def test_of_a_row_whose_other_passage_is_bad_is_embedded_for_others(
         self, transactional_db, monkeypatch

@@ -194,6 +194,7 @@ class TestSettings:
             ({"model": ""}, "OpenAIEmbedder needs MODEL"),
             ({"encoding_format": "int8"}, "'base64' or 'float'"),
             ({"batch_size": 0}, r"OPTIONS\['batch_size'\] is 0"),
+            ({"max_tokens": "8191"}, r"OPTIONS\['max_tokens'\] is '8191'"),
             ({"request_tokens": "many"}, r"OPTIONS\['request_tokens'\] is 'many'"),
             ({"timeout": "30"}, r"OPTIONS\['timeout'\] is '30'"),
             ({"timeout": None}, r"OPTIONS\['timeout'\] is None"),

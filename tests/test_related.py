@@ -178,6 +178,13 @@ def test_a_method_makes_the_text_with_a_constant_number_of_queries(drain):
     assert counts[0] == counts[1]
 
 
+def test_a_method_that_says_nothing_makes_no_vector(world, drain):
+    Portrait.objects.filter(style="Oil").update(style="silent")
+    drain()
+    assert PortraitEmbedding.objects.count() == Portrait.objects.count() - 1
+    assert_in_step(PortraitEmbedding)
+
+
 def test_a_method_that_fails_harms_its_row_alone(world, drain, settings):
     settings.EMBEDSYNC_MAX_ATTEMPTS = 1
     bad = Portrait.objects.create(person=Person.objects.get(name="Ann"), style="unspeakable")

@@ -1,5 +1,6 @@
 """Running workers: their options, their idleness, tasks for schedulers, and retries."""
 
+import signal
 import threading
 import time
 from collections import Counter
@@ -8,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from embedsync import tasks
@@ -54,6 +55,21 @@ def test_a_worker_may_serve_some_and_hold_up_no_others(drain, transactional_db):
 def test_wrong_options_are_named(transactional_db, arguments, words):
     with pytest.raises(CommandError, match=words):
         call_command("embed_worker", *arguments)
+
+
+def test_who_calls_the_command_has_his_signal_handlers_again(transactional_db):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    call_command("embed_worker", "--drain", verbosity=0)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_the_command_may_be_called_in_a_thread(drain):
+    drain()
+    Book.objects.create(title="A")
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(call_command, "embed_worker", "--drain", verbosity=0).result()
+        thread.submit(lambda: connections.close_all()).result()
+    assert_in_step(BookEmbedding)
 
 
 def test_a_batch_holds_what_it_is_asked_to(drain):
@@ -287,3 +303,12 @@ def test_parked_rows_are_tried_again(drain, settings, capsys):
 def test_what_cannot_be_retried_is_named(transactional_db, arguments, words):
     with pytest.raises(CommandError, match=words):
         call_command("embed_retry", *arguments.pop("models", []), **arguments)
+
+
+def test_a_retry_without_tables_is_told_what_to_do(drain):
+    execute("ALTER TABLE embedsync_ledger RENAME TO elsewhere")
+    try:
+        with pytest.raises(CommandError, match=r"does not exist\. Run makemigrations and migrate"):
+            call_command("embed_retry")
+    finally:
+        execute("ALTER TABLE elsewhere RENAME TO embedsync_ledger")

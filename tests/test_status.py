@@ -9,6 +9,7 @@ from django.core.management import CommandError, call_command
 from embedsync import status
 from embedsync.models import SidecarState
 from embedsync.queue import Queue
+from tests.articles.models import Article
 from tests.books import KEY, attach, execute, make_due, renamed
 from tests.library.models import Book, Seat
 
@@ -116,6 +117,18 @@ class TestQueue:
         execute(insert, [6, 8])
         assert (book()["rows"], book()["rows_are_estimated"]) == (5, True)
         assert "~5" in run("library.Book")
+
+    def test_an_estimate_is_of_rows_and_not_of_passages(self, monkeypatch):
+        monkeypatch.setattr(status, "COUNTED", 2)
+        Article.objects.bulk_create([Article(body="") for _ in range(3)])
+        execute(
+            "INSERT INTO articles_articleembedding (source_id, ordinal, digest, vector)"
+            " SELECT id, ordinal, '', array_fill(1, ARRAY[64])::halfvec"
+            " FROM articles_article, generate_series(0, 4) AS ordinal"
+        )
+        execute("ANALYZE articles_article, articles_articleembedding")
+        [found] = as_json("articles.Article")["sidecars"]
+        assert (found["rows"], found["rows_are_estimated"]) == (3, True)
 
 
 class TestFill:

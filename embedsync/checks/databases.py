@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.db import DatabaseError, connections, router
+from django.db import DatabaseError, connections
 
 from embedsync.checks.triggers import wrong_triggers
-from embedsync.declaration import EmbeddingModel, key_of, sidecars, source_of
+from embedsync.declaration import EmbeddingModel, key_of, sidecars_in, source_of
 from embedsync.operations import MINIMUM, RequireVector
 
 MINIMUM_POSTGRESQL = 160000
@@ -38,7 +38,7 @@ def check_databases(databases: Sequence[str] | None = None, **_: Any) -> list[Ch
     found: list[CheckMessage] = []
     for alias in databases or ():
         connection = connections[alias]
-        here = [sidecar for sidecar in sidecars() if router.db_for_write(sidecar) == alias]
+        here = sidecars_in(alias)
         if connection.vendor != "postgresql":
             continue
         try:
@@ -110,12 +110,15 @@ def wrong_tables(connection: Any, here: list[type[EmbeddingModel]]) -> Iterator[
             continue  # a migration is yet to make the table or the column
         kind, unique = row
         if kind not in ("r", "p") or not unique:
-            what = "is no table" if kind not in ("r", "p") else "has no primary key"
+            table, *names = map(connection.ops.quote_name, (source.db_table, *columns))
+            key = ", ".join(names)
+            what, cure = "has no primary key", f"ALTER TABLE {table} ADD PRIMARY KEY ({key})."
+            if kind not in ("r", "p"):
+                what, cure = "is no table", "name the model of the table that has the rows."
             yield Error(
                 f"{source.db_table}, the source of {key_of(sidecar)}, {what} in database"
                 f" {connection.alias!r}.",
-                hint=f"embedsync needs a table with a unique key on {', '.join(columns)}:"
-                f" ALTER TABLE {source.db_table} ADD PRIMARY KEY ({', '.join(columns)}).",
+                hint=f"embedsync needs a table with a unique key on {', '.join(columns)}: {cure}",
                 obj=sidecar,
                 id="embedsync.E015",
             )

@@ -14,11 +14,14 @@ from django.db.models.sql import Query
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
+from embedsync.capture import SyncTrigger
 from embedsync.conf import settings
 from embedsync.declaration import (
     EmbeddingModel,
     declaration_of,
     declared,
+    has_source,
+    key_of,
     relation_of,
     sidecars,
     sidecars_by_name,
@@ -26,7 +29,7 @@ from embedsync.declaration import (
 )
 from embedsync.embedders import Embedder, get_embedder
 from embedsync.path import follow
-from embedsync.source import Declaration, EmbeddingSource
+from embedsync.source import Declaration
 from embedsync.text import template_names
 
 FROZEN_SECONDS = 3600  # a datetime this near to now was computed, not written down
@@ -38,8 +41,8 @@ KNOBS = {
     "EMBEDSYNC_GRACE": ("grace", 0.0, 86_400),
     "EMBEDSYNC_POLL_INTERVAL": ("poll_interval", 0.001, 3600),
     "EMBEDSYNC_MAX_ATTEMPTS": ("max_attempts", 1, 1000),
-    "EMBEDSYNC_BACKOFF": ("backoff", 0, 86_400),
-    "EMBEDSYNC_MAX_BACKOFF": ("max_backoff", 0, 86_400),
+    "EMBEDSYNC_BACKOFF": ("backoff", 0.0, 86_400),
+    "EMBEDSYNC_MAX_BACKOFF": ("max_backoff", 0.0, 86_400),
     "EMBEDSYNC_PROBE_INTERVAL": ("probe_interval", 0.1, 86_400),
     "EMBEDSYNC_EF_SEARCH": ("ef_search", 1, 1000),
     "EMBEDSYNC_QUERY_CACHE_SECONDS": ("query_cache_seconds", 0.0, 10**9),
@@ -63,15 +66,23 @@ def check_declarations(**_: Any) -> list[CheckMessage]:
                     id="embedsync.E008",
                 )
             )
+        elif not any(
+            isinstance(one, SyncTrigger) and one.key == key_of(sidecar)
+            for one in sidecar._meta.constraints
+        ):
+            found.append(
+                Error(
+                    f"{sidecar._meta.label} has the source of another class, and no triggers.",
+                    hint="Write source = EmbeddingSource(...) in its body: none is handed down.",
+                    obj=sidecar,
+                    id="embedsync.E035",
+                )
+            )
         # Where the model is still a label there is no such model, and fields.E300 says so.
         elif not isinstance(relation_of(sidecar).remote_field.model, str):
             found += [*wrong_source(sidecar), *wrong_text(sidecar), *wrong_embedder(sidecar)]
             found += [*wrong_condition(sidecar), *wrong_database(sidecar), *taken_name(sidecar)]
     return found
-
-
-def has_source(sidecar: type[EmbeddingModel]) -> bool:
-    return any(isinstance(field, EmbeddingSource) for field in sidecar._meta.get_fields())
 
 
 def misplaced() -> Iterator[CheckMessage]:
@@ -106,7 +117,7 @@ def wrong_knobs() -> Iterator[CheckMessage]:
     """Settings that are no numbers, or out of their range."""
     for name, (attribute, least, most) in KNOBS.items():
         value = getattr(settings, attribute)
-        whole = isinstance(least, int) and attribute not in {"backoff", "max_backoff"}
+        whole = isinstance(least, int)
         if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most:
             kind = "whole number" if whole else "number"
             yield Error(
@@ -116,10 +127,9 @@ def wrong_knobs() -> Iterator[CheckMessage]:
             )
     alias = settings.query_cache
     if alias is not None and alias not in caches.settings:
-        known = ", ".join(map(repr, caches.settings))
         yield Error(
             f"EMBEDSYNC_QUERY_CACHE is {alias!r}, and CACHES has no such alias.",
-            hint=f"Name one of {known}, or None to embed each search text anew.",
+            hint=f"Name one of {', '.join(map(repr, caches.settings))}, or None for no cache.",
             id="embedsync.E009",
         )
 

@@ -7,9 +7,9 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.exceptions import ImproperlyConfigured
 
 from embedsync.conf import settings
-from embedsync.declaration import EmbeddingModel, declaration_of, sidecars
+from embedsync.declaration import EmbeddingModel, declaration_of, has_source, sidecars
 from embedsync.index import HNSW, IVFFlat
-from embedsync.source import Declaration, EmbeddingSource
+from embedsync.source import Declaration
 from embedsync.space import LONGEST_INDEX
 
 
@@ -18,7 +18,7 @@ def check_indexes(**_: Any) -> list[CheckMessage]:
     """What of index, storage, distance and dimensions PostgreSQL would refuse, or nobody means."""
     found: list[CheckMessage] = []
     for sidecar in sidecars():
-        if any(isinstance(field, EmbeddingSource) for field in sidecar._meta.get_fields()):
+        if has_source(sidecar):
             found += wrong_index(sidecar)
     return found
 

@@ -1,4 +1,4 @@
-"""A time limit for whole answers: those of HTTP clients are for each piece of one."""
+"""A time limit for a whole answer: an HTTP client's own is for each piece of one."""
 
 import time
 from typing import Any
@@ -10,7 +10,8 @@ def client_with(seconds: float) -> Any:
     """An HTTP client for the openai library that gives an answer so many seconds to be whole.
 
     A server that sends a byte now and then keeps within any timeout of the library's own client.
-    Whatever comes too late raises ``TimeoutError``.
+    Whatever comes too late raises ``TimeoutError``. Headers alone may drip, as long as each read
+    keeps within the timeout: they are out of reach here.
     """
     from openai import DefaultHttpxClient
 

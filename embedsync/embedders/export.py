@@ -63,8 +63,8 @@ def export(
     of each must be ``least`` or more, in int8 that of the mean. A directory that exists is replaced
     with ``force`` only.
 
-    Raises ``ExportError`` where anything of this fails, and ``ImproperlyConfigured`` where the
-    model cannot be loaded or something is not installed.
+    Raises ``ExportError`` where they differ or nothing can be written, and ``ImproperlyConfigured``
+    where the model cannot be loaded or something is not installed.
     """
     if directory.exists() and not force:
         raise ExportError(f"{directory} exists: name another directory, or add --force.")

@@ -85,6 +85,7 @@ def keeps_sums(directory: Path) -> bool:
 
 
 def session_of(graph: Path, threads: int) -> Any:
+    """A session of onnxruntime on so many threads of the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

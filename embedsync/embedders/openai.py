@@ -77,7 +77,8 @@ class OpenAIEmbedder(Embedder):
             raise ImproperlyConfigured("OPTIONS['base_url'] has a password in it: use api_key.")
         if encoding_format not in ("base64", "float"):
             raise ImproperlyConfigured("OPTIONS['encoding_format'] is 'base64' or 'float'.")
-        for name, number in (("batch_size", batch_size), ("request_tokens", request_tokens)):
+        limits = {"batch_size": batch_size, "request_tokens": request_tokens}
+        for name, number in {**limits, "max_tokens": max_tokens}.items():
             if number is not None and (type(number) is not int or number < 1):
                 raise ImproperlyConfigured(f"OPTIONS[{name!r}] is {number!r}: 1 or more is needed.")
         # NaN fails both comparisons.

@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 class Preset:
     """What is known of a provider. ``docs/providers.md`` says from where.
 
-    ``base_url`` is empty where everybody has an own one, ``key_env`` where no key is needed.
+    ``base_url`` is empty where each user has one of their own, ``key_env`` where no key is needed.
     ``inputs`` and ``tokens`` are the most texts and tokens of a request; no ``tokens``, no limit.
     ``resizable`` are beginnings of the names of models that are told how many dimensions to return,
     in the field ``dimensions_field``. One that ``takes_prompt`` is sent a prompt in a field of its

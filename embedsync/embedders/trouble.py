@@ -59,6 +59,7 @@ def trouble_of(error: Exception) -> UnavailableError | None:
 
 
 def is_no_connection(error: BaseException) -> bool:
+    """Whether a provider could not be reached, or broke off."""
     return (
         isinstance(error, NO_CONNECTION)
         or (isinstance(error, OSError) and error.errno in NO_ROUTE)

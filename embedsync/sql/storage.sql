@@ -1,3 +1,4 @@
+-- Run by migration 0001, and so not to be changed: a change is a migration of its own.
 -- Both tables are small and churn: vacuum by the number of dead rows, and never wait for a lock to
 -- give pages back.
 ALTER TABLE embedsync_inbox SET (

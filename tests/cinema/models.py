@@ -92,5 +92,7 @@ class Portrait(EmbeddedModel):
     def described(self):
         if self.style == "unspeakable":
             raise ValueError("words fail")
+        if self.style == "silent":
+            return "\n"
         titles = ", ".join(film.title for film in self.person.directed.all())
         return f"{self.style}: {self.person.name} of {self.person.country}. {titles}".strip()

@@ -4,8 +4,9 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 
+from embedsync.database import told
 from embedsync.declaration import key_of
 from embedsync.ledger import retry
 from embedsync.status import chosen
@@ -34,10 +35,9 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         if options["pk"] and len(sidecars) != 1:
             raise CommandError("--pk needs one model: give the one that the keys are of.")
-        rows = retry(
-            using,
-            [key_of(sidecar) for sidecar in sidecars],
-            pks=options["pk"],
-            error=options["error"],
-        )
+        keys = [key_of(sidecar) for sidecar in sidecars]
+        try:
+            rows = retry(using, keys, pks=options["pk"], error=options["error"])
+        except DatabaseError as error:
+            raise CommandError(f"Database {using!r} failed: {told(error)}") from error
         self.stdout.write(f"{rows} parked rows are due again")

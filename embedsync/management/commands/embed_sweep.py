@@ -1,14 +1,10 @@
 """``manage.py embed_sweep``: compare all rows with their vectors, report, and repair if asked."""
 
 import json
-import os
-import signal
 import sys
-import threading
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -21,13 +17,12 @@ from django.db import (
 )
 
 from embedsync.database import told
-from embedsync.declaration import EmbeddingModel, source_of
+from embedsync.declaration import EmbeddingModel
+from embedsync.management.signals import obeyed_signals
 from embedsync.progress import Progress, drain_progress
-from embedsync.status import statuses
-from embedsync.sweep import PAGE, RATE, Pace, estimate, sidecars_in, sweep_all
+from embedsync.status import chosen, statuses
+from embedsync.sweep import PAGE, RATE, Pace, estimate, sweep_all
 from embedsync.swept import KINDS, Swept, report
-
-EXIT_AT_ONCE = 130  # what a shell reports for a program ended by Ctrl-C
 
 
 def number(kind: Callable[[str], float], least: float) -> Callable[[str], float]:
@@ -88,15 +83,18 @@ class Command(BaseCommand):
         using = options["database"]
         if using not in connections:
             raise CommandError(f"There is no database {using!r} in DATABASES.")
-        chosen = self.chosen(options["models"], sidecars_in(using))
+        try:
+            wanted = chosen(options["models"], using)
+        except LookupError as error:
+            raise CommandError(str(error)) from None
         pace = Pace(options["rate"], options["max_seconds"])
         found: list[Swept] = []
         errors: dict[str, str] = {}
         failure: Exception | None = None
-        with obeyed_signals(pace), self.progress(chosen, options) as progress:
+        with obeyed_signals(pace), self.progress(wanted, options) as progress:
             try:
                 for swept in sweep_all(
-                    chosen,
+                    wanted,
                     using,
                     pace=pace,
                     repair=options["repair"],
@@ -108,11 +106,11 @@ class Command(BaseCommand):
                     found.append(swept)
                 # What is owed is no drift; but as long as a provider refuses nobody sees to it.
                 errors = {
-                    each.sidecar: each.error for each in statuses(using, chosen) if each.error
+                    each.sidecar: each.error for each in statuses(using, wanted) if each.error
                 }
             except (OperationalError, InterfaceError, ProgrammingError) as error:
                 failure = error
-        result = {**report(using, chosen, found), "errors": errors}
+        result = {**report(using, wanted, found), "errors": errors}
         if options["json"]:
             self.stdout.write(json.dumps(result))
         elif options["verbosity"]:
@@ -127,33 +125,15 @@ class Command(BaseCommand):
         if errors or not result["ok"]:
             sys.exit(1)
 
-    def chosen(
-        self, labels: Sequence[str], there: list[type[EmbeddingModel]]
-    ) -> list[type[EmbeddingModel]]:
-        """The sidecars that ``labels`` name, by themselves or by their source; all without any."""
-        names = {
-            sidecar: {source_of(sidecar)._meta.label_lower, sidecar._meta.label_lower}
-            for sidecar in there
-        }
-        for label in labels:
-            if not any(label.lower() in each for each in names.values()):
-                choices = sorted({source_of(sidecar)._meta.label for sidecar in there})
-                raise CommandError(
-                    f"{label} is not embedded in this database. Choose from:"
-                    f" {', '.join(choices) or 'none'}."
-                )
-        wanted = {label.lower() for label in labels}
-        return [sidecar for sidecar in there if not wanted or wanted & names[sidecar]]
-
     @contextmanager
     def progress(
-        self, chosen: Sequence[type[EmbeddingModel]], options: dict[str, Any]
+        self, wanted: Sequence[type[EmbeddingModel]], options: dict[str, Any]
     ) -> Iterator[Callable[[int], object]]:
         """What is called with numbers of rows; shown on a terminal only."""
         if not options["verbosity"] or not sys.stderr.isatty():
             yield lambda rows: None
             return
-        shown: Progress = drain_progress(estimate(chosen, options["database"]))
+        shown: Progress = drain_progress(estimate(wanted, options["database"]))
         if hasattr(shown, "set_description"):
             shown.set_description("sweeping")
         try:
@@ -198,23 +178,3 @@ class Command(BaseCommand):
 def shown_key(key: str) -> str:
     """A key as it may be printed."""
     return key if key.isprintable() else repr(key)
-
-
-@contextmanager
-def obeyed_signals(pace: Pace) -> Iterator[None]:
-    """The first signal ends the sweep after the page in hand, the second at once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if pace.stopping:
-            os._exit(EXIT_AT_ONCE)
-        pace.stop()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # where Python takes no signals
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,10 +2,8 @@
 
 import logging
 import os
-import signal
 from argparse import ArgumentParser
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -13,13 +11,12 @@ from django.db import DEFAULT_DB_ALIAS, OperationalError, connections
 
 from embedsync.management.arguments import port, seconds, whole_number
 from embedsync.management.metrics import serve_metrics
+from embedsync.management.signals import obeyed_signals
 from embedsync.progress import drain_progress
 from embedsync.status import chosen
 from embedsync.worker import Worker
 
 logger = logging.getLogger("embedsync")
-
-EXIT_AT_ONCE = 130  # what a shell reports for a program ended by Ctrl-C
 
 
 class Command(BaseCommand):
@@ -89,11 +86,11 @@ class Command(BaseCommand):
             concurrency=options["concurrency"],
             alive=options["alive_file"],
         )
-        self.obey_signals(worker)
-        if options["drain"]:
-            self.drain(worker, options["max_seconds"])
-        else:
-            worker.run(max_seconds=options["max_seconds"])
+        with obeyed_signals(worker):
+            if options["drain"]:
+                self.drain(worker, options["max_seconds"])
+            else:
+                worker.run(max_seconds=options["max_seconds"])
         said = "\n".join(f"{key} is not served: {error}" for key, error in worker.errors.items())
         if worker.stopping and worker.pipeline.has_abandoned:
             self.leave(said)
@@ -134,14 +131,3 @@ class Command(BaseCommand):
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-
-    def obey_signals(self, worker: Worker) -> None:
-        """The first signal stops the worker in order, the second at once."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if worker.stopping:
-                os._exit(EXIT_AT_ONCE)
-            worker.stop()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
