@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any, cast
 
 from django.core.exceptions import EmptyResultSet
@@ -83,8 +84,7 @@ class SimilarCompiler(SQLCompiler):
         query.where.children = [
             condition
             for condition in conditions
-            if not condition.contains_aggregate
-            and not isinstance(getattr(condition, "rhs", None), NearestPassage)
+            if not condition.contains_aggregate and not is_of_nearest(condition)
         ]
         query.add_annotation(models.Value(1), "embedsync_one")
         try:
@@ -159,6 +159,8 @@ class SimilarQuery(models.sql.Query):
             self.order_by == (name,)
             and not self.combinator
             and self.group_by is None
+            # It would be selected, too, and tell apart values that are the same.
+            and not (self.distinct and self.has_select_fields)
             and (query.is_exact() or connection.pg_version >= INDEX_MAY_BE_FIRST_PART_OF_SORT)
         ):
             query = query.clone()
@@ -178,10 +180,15 @@ class SimilarQuery(models.sql.Query):
             and self.order_by[:1] == (self.distance_name,)
             and self.standard_ordering
             and not self.extra_order_by
-            # A window in a filter has to see all rows.
-            and not self.where.contains_over_clause
+            and not self.has_windows
             and not self.is_exact()
         )
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether it has a window function, which has to see all rows."""
+        parts = (self.where, *self.annotations.values(), *self.order_by)
+        return any(getattr(part, "contains_over_clause", False) for part in parts)
 
     @property
     def is_served(self) -> bool:
@@ -222,7 +229,24 @@ class SimilarQuery(models.sql.Query):
             # Its own: another search may have been joined by &.
             and condition.lhs == self.annotations.get(self.distance_name)
             and isinstance(condition.rhs, int | float)
+            # Which PostgreSQL takes for the greatest number of all.
+            and not (isinstance(condition.rhs, float) and math.isnan(condition.rhs))
         ]
+
+    def get_count(self, using: str) -> int:
+        """How many rows it has; a row with passages has a first one, so none is compared for that.
+
+        Unless something is asked of the nearest one.
+        """
+        query: Any = self.clone()
+        conditions: list[Any] = self.where.children
+        nearest = [one for one in conditions if is_of_nearest(one)]
+        others = [one for one in conditions if not is_of_nearest(one)]
+        is_plain = not (self.is_sliced or self.distinct or self.combinator or self.group_by)
+        if is_plain and nearest and not asks_for(nearest[0].lhs.alias, others):
+            query.where.children = [*others, *(type(one)(one.lhs, 0) for one in nearest)]
+        count: int = super(SimilarQuery, query).get_count(using)
+        return count
 
     def unbounded(self) -> "SimilarQuery":
         """This search without its ``bounds``, however far its rows are."""
@@ -269,3 +293,17 @@ class SimilarQuery(models.sql.Query):
             query.group_by = tuple(part.replace_expressions(again) for part in self.group_by)
         exact: SimilarQuery = query
         return exact
+
+
+def is_of_nearest(condition: Any) -> bool:
+    """Whether a condition chooses the nearest of a row's passages."""
+    return isinstance(getattr(condition, "rhs", None), NearestPassage)
+
+
+def asks_for(alias: str, parts: Iterable[Any]) -> bool:
+    """Whether expressions have a column of a table in them, be it in a sub-query."""
+    for part in parts:
+        inner = [*part.get_source_expressions(), *getattr(part, "get_external_cols", list)()]
+        if getattr(part, "alias", None) == alias or asks_for(alias, filter(None, inner)):
+            return True
+    return False

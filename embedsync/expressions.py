@@ -8,6 +8,7 @@ from typing import Any
 from django.apps import apps
 from django.db import models
 from django.db.models.sql.compiler import SQLCompiler
+from django.utils.functional import Promise
 from pgvector.django import HalfVectorField
 
 from embedsync.declaration import (
@@ -30,6 +31,9 @@ class QueryVector(models.Expression):
 
     def __init__(self, query: Any, sidecar: type[EmbeddingModel], exact: bool) -> None:
         self.query = query
+        # An instance that is deleted later can no longer be compared.
+        is_row = isinstance(query, models.Model)
+        self.searched = (query._meta.label, query.pk) if is_row else query
         self.label = sidecar._meta.label  # not the class: a queryset can be pickled
         self.exact = exact
         # Shared by all copies of this expression, so that a count and a page embed once: the
@@ -42,10 +46,15 @@ class QueryVector(models.Expression):
         state: Any = super().__getstate__()
         return {**state, "memo": []}
 
+    def __copy__(self) -> "QueryVector":
+        again = object.__new__(type(self))
+        vars(again).update(vars(self))
+        return again
+
     @cached_property
     def identity(self) -> tuple[Any, ...]:
         """What Django compares and hashes; its own walk over a vector's numbers costs half a ms."""
-        return type(self), self.label, self.exact, self.query
+        return type(self), self.label, self.exact, self.searched
 
     @property
     def sidecar(self) -> Any:
@@ -81,7 +90,9 @@ class QueryVector(models.Expression):
             return query_vector(self.embedder, self.query)
         if not isinstance(self.query, models.Model):
             return list(self.query)
-        rows = all_passages(self.sidecar, using).filter(**key_of_row(self.sidecar, self.query))
+        # In another database the same key may be another row's.
+        there = self.query._state.db or using
+        rows = all_passages(self.sidecar, there).filter(**key_of_row(self.sidecar, self.query))
         # Of its only vector, or of its passages'.
         stored = rows.aggregate(mean=models.Avg("vector"))["mean"]
         if stored is None:
@@ -207,6 +218,7 @@ class TextEmbedding(models.Expression):
     def __init__(
         self, text: str, *, embedder: str = "default", dimensions: int | None = None
     ) -> None:
+        text = str(text) if isinstance(text, Promise) else text
         if not isinstance(text, str) or not text.strip():
             raise ValueError("TextEmbedding() takes a text that is not blank.")
         self.text = text

@@ -44,6 +44,8 @@ class Stale(models.Expression):
         self.columns = list(exprs)
 
     def resolve_expression(self, query: Any = None, *args: Any, **kwargs: Any) -> Self:
+        if self.label:  # in a sub-query: the query around it resolves it once more
+            return super().resolve_expression(query, *args, **kwargs)
         model = query.model
         if issubclass(model, EmbeddingModel):
             sidecar = model

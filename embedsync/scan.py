@@ -20,6 +20,7 @@ LARGEST_EF = 1000  # pgvector's
 EF_PER_ROW = 2  # of the slice
 CANDIDATES = 600  # at least, of a search through bits
 CANDIDATES_PER_ROW = 40
+LARGEST_LIMIT = 2**63 - 1  # PostgreSQL's
 PROBED = 0.4  # of an IVFFlat index's lists, for a slice that ends at PROBED_ROWS
 PROBED_ROWS = 100
 
@@ -53,4 +54,4 @@ def ef_search(end: int | None) -> int:
 
 def candidates(end: int) -> int:
     """How many candidates a search through bits rescores for a slice that ends at ``end``."""
-    return max(CANDIDATES, CANDIDATES_PER_ROW * end)
+    return min(max(CANDIDATES, CANDIDATES_PER_ROW * end), LARGEST_LIMIT)

@@ -6,9 +6,11 @@ lose the index (docs/design.md).
 
 import math
 from collections.abc import Sequence
+from inspect import getattr_static
 from typing import Any, TypedDict, TypeVar
 
 from django.db import models
+from django.utils.functional import Promise
 
 from embedsync.compiler import SimilarQuery
 from embedsync.declaration import (
@@ -72,8 +74,9 @@ def similar(
     Where the declaration has chunks a row counts by its nearest passage, and has its text as
     ``.passage``. An instance's vector is then the mean of its passages'.
 
-    Lazy: a text is embedded, and an instance's vector read, when the queryset is evaluated. Rows
-    that do not meet the declaration's condition now are left out, whatever their vectors say.
+    Lazy: a text is embedded, and an instance's vector read, when the queryset is first evaluated;
+    those made from it then have the same vector. Rows that do not meet the declaration's condition
+    now are left out, whatever their vectors say.
 
     Raises ``ValueError`` where the query cannot be searched for, ``TypeError`` for a queryset that
     is sliced or a union; an instance without a vector raises ``ValueError`` when the queryset is
@@ -170,6 +173,10 @@ def distance_for(sidecar: type[EmbeddingModel], exact: bool) -> tuple[type[Searc
 
 def farthest_for(min_similarity: float, sidecar: type[EmbeddingModel]) -> float:
     """The greatest raw distance of rows so similar. Raises ``ValueError`` where there is none."""
+    try:
+        is_finite = math.isfinite(min_similarity)
+    except TypeError:
+        raise ValueError(f"min_similarity is a number, not {min_similarity!r}.") from None
     distance = declaration_of(sidecar).distance
     if distance == "l2":
         raise ValueError(
@@ -177,7 +184,7 @@ def farthest_for(min_similarity: float, sidecar: type[EmbeddingModel]) -> float:
             " similar(...).filter(distance__lte=...)."
         )
     if distance == "inner_product":
-        if not math.isfinite(min_similarity):
+        if not is_finite:
             raise ValueError(f"min_similarity is an inner product, not {min_similarity!r}.")
         return -min_similarity
     if not -1 <= min_similarity <= 1:
@@ -199,8 +206,9 @@ def assert_searchable(
     if isinstance(query, SimilarQuery):
         raise ValueError("This queryset is a search already: similar() can be used once.")
     names = {field.name for field in queryset.model._meta.get_fields()}
-    if distance_name in query.annotations or distance_name in names:
-        what = "an annotation" if distance_name in query.annotations else "a field"
+    is_property = isinstance(getattr_static(queryset.model, distance_name, None), property)
+    if distance_name in query.annotations or distance_name in names or is_property:
+        what = "an annotation" if distance_name in query.annotations else "a field or property"
         raise ValueError(
             f"{queryset.model._meta.label} already has {distance_name!r}, {what}: let similar()"
             ' call its own something else, similar(..., distance_name="near").'
@@ -214,6 +222,8 @@ def assert_searchable(
 
 def checked(query: Any, sidecar: type[EmbeddingModel]) -> Any:
     """What is searched for, found fit. Raises ``ValueError`` that says what to give instead."""
+    if isinstance(query, Promise):
+        query = str(query)
     if isinstance(query, str):
         if not query.strip():
             raise ValueError("similar() got a blank text: give it some words to search for.")
@@ -232,7 +242,9 @@ def checked(query: Any, sidecar: type[EmbeddingModel]) -> Any:
             )
         return query
     try:
-        vector = tuple(float(value) for value in query)
+        # pgvector's own classes are no sequences.
+        numbers = query.to_list() if hasattr(query, "to_list") else query
+        vector = tuple(float(value) for value in numbers)
     except (TypeError, ValueError):
         raise ValueError(
             f"similar() takes a text, an instance or a vector, not {type(query).__name__}."

@@ -5,12 +5,24 @@ import pickle
 
 import pytest
 from django.db import connection, transaction
-from django.db.models import Q
+from django.db.models import OuterRef, Q, Subquery
 
 from embedsync.models import Ledger, SidecarState, Stale
 from embedsync.worker import Worker
 from tests.books import KEY, BookEmbedding, execute
-from tests.library.models import Book, Evening, Hall, Novel, Parcel, Play, Seat, Thriller
+from tests.library.models import (
+    Book,
+    Evening,
+    Hall,
+    Letter,
+    Memo,
+    Novel,
+    Parcel,
+    Play,
+    Postscript,
+    Seat,
+    Thriller,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -161,6 +173,25 @@ def test_goes_with_the_rest_of_the_orm(shelf):
     copied = Book.objects.all()
     copied.query = pickle.loads(pickle.dumps(queryset.query))
     assert copied.count() == 2
+
+
+def test_in_a_query_of_another_model(drain):
+    for text in ("red apple", "blue sea", "red rose"):
+        Memo.objects.create(text=text)
+        Postscript.objects.create(letter=Letter.objects.create(text=text))
+    drain()
+    Letter.objects.filter(text="red rose").update(text="red tulip")
+    Memo.objects.filter(text="red apple").update(text="red pear")
+    letters = Letter.objects.similar("red", fresh=True)[:1]
+    found = Postscript.objects.filter(letter__in=letters)
+    assert [row.letter.text for row in found] == ["red apple"]
+    of_same_key = Letter.objects.filter(pk=OuterRef("pk")).annotate(old=Stale()).values("old")
+    memos = Memo.objects.annotate(of_letter=Subquery(of_same_key), of_memo=Stale()).order_by("pk")
+    assert list(memos.values_list("of_letter", "of_memo")) == [
+        (False, True),
+        (False, False),
+        (True, False),
+    ]
 
 
 def test_the_queue_is_read_once_however_many_rows_there_are(shelf):

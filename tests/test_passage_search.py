@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from django.core.paginator import Paginator
 from django.db import connection, models
+from django.db.models import OuterRef, Q
 from django.utils import timezone
 from pgvector import HalfVector
 
@@ -175,6 +176,29 @@ def test_min_similarity_is_that_of_the_nearest_passage(archive):
     found = Article.objects.similar(query, exact=True, min_similarity=1 - bound - 1e-6)
     assert pairs(found) == nearest(query, archive)[: len(found)]
     assert 9 <= found.count() <= 10
+
+
+def test_a_count_compares_no_passages(archive, django_assert_num_queries):
+    search = Article.objects.similar(queries(1)[0].tolist())
+    with django_assert_num_queries(2) as asked:
+        assert search.count() == ROWS
+        assert Paginator(search, 10).count == ROWS
+    sql = asked.captured_queries[0]["sql"]
+    assert "embedsync_nearest" not in sql
+    assert search.filter(title="t3").exclude(pk=3).count() == 56
+
+
+def test_a_count_of_what_is_asked_of_the_nearest_passage(archive):
+    asked = queries(1)[0]
+    search = Article.objects.similar(asked.tolist())
+    last = [pk for pk, ordinal in nearest(asked, archive) if ordinal == 2]
+    assert search.filter(passage__endswith="/2").count() == len(last)
+    assert search.filter(Q(passage__endswith="/2") | Q(pk=0)).count() == len(last)
+    assert search.filter(distance__lt=0.7).count() == len([r for r in search if r.distance < 0.7])
+    outer = ArticleEmbedding.objects.filter(passage=OuterRef("passage"), ordinal=2)
+    assert search.filter(models.Exists(outer)).count() == len(last)
+    assert search.all()[:7].count() == 7
+    assert search.values("passage").distinct().count() == ROWS
 
 
 def test_joined_with_more(archive):

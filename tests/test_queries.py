@@ -1,5 +1,6 @@
 """The vectors of search texts: made once, kept in a cache, and of the embedder of the vectors."""
 
+import asyncio
 import logging
 import pickle
 
@@ -7,16 +8,22 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.core.cache import cache
 from django.core.cache.backends.locmem import LocMemCache
-from django.db import transaction
+from django.core.management import call_command
+from django.db import connection, transaction
 from pgvector.django import CosineDistance, L2Distance
 
 import embedsync
 from embedsync.embedders import MismatchError, get_embedder
 from embedsync.models import TextEmbedding
+from tests.books import execute
 from tests.embedders import ScriptedEmbedder
 from tests.library.models import Book, Play
+from tests.workers import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
+IN_A_TABLE = {"BACKEND": "django.core.cache.backends.db.DatabaseCache"}
 
 
 class BrokenCache(LocMemCache):
@@ -109,6 +116,24 @@ class TestCache:
         assert "the cache 'default' of search texts failed" in caplog.text
         assert len(calls) == 1
 
+    def test_no_transaction_fails_with_a_cache_that_is_a_table(self, shelf, settings, caplog):
+        settings.CACHES = {"default": {**IN_A_TABLE, "LOCATION": "not_there"}}
+        with transaction.atomic(), caplog.at_level(logging.WARNING, logger="embedsync"):
+            assert titles(Book.objects.similar("deep blue sea")[:1]) == ["deep blue sea"]
+        assert "the cache 'default' of search texts failed" in caplog.text
+
+    def test_without_a_cache_a_search_embeds_once(self, shelf, calls, settings):
+        settings.EMBEDSYNC_QUERY_CACHE = None
+        for search in (
+            Book.objects.filter(year=2000).similar("red apple")[:10],
+            Book.objects.similar("red apple")[:10],
+            Book.objects.similar("red apple", min_similarity=0.1)[:10],
+            Book.objects.filter(pk__in=Book.objects.similar("red apple").values("pk")[:2]),
+        ):
+            calls.clear()
+            assert list(search)
+            assert len(calls) == 1
+
     def test_a_blank_text_is_refused(self):
         with pytest.raises(ValueError, match=r"blank"):
             embedsync.embed_query(" ", "scripted")
@@ -119,6 +144,27 @@ class TestCache:
 
         assert async_to_sync(search)() == embedsync.embed_query("a", "scripted")
         assert len(calls) == 1
+
+    def test_the_async_twin_leaves_no_connection_open(self, settings):
+        settings.CACHES = {"default": {**IN_A_TABLE, "LOCATION": "kept"}}
+        call_command("createcachetable", verbosity=0)
+
+        async def search():
+            await asyncio.gather(*(embedsync.aembed_query(f"{n}", "scripted") for n in range(8)))
+
+        def sessions():
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                )
+                return cursor.fetchone()[0]
+
+        before = sessions()
+        try:
+            async_to_sync(search)()
+            until(lambda: sessions() <= before)
+        finally:
+            execute("DROP TABLE kept")
 
 
 class TestMismatch:
@@ -202,7 +248,7 @@ class TestSeveralSidecars:
             Play.objects.similar("x")
 
     def test_a_name_that_is_taken(self):
-        with pytest.raises(ValueError, match=r"already has 'distance', a field: .*distance_name"):
+        with pytest.raises(ValueError, match=r"already has 'distance', a field or.*distance_name"):
             Play.objects.similar("x")
         with pytest.raises(ValueError, match=r"already has 'title', a field"):
             Book.objects.similar("x", distance_name="title")

@@ -8,7 +8,8 @@ from django.contrib.flatpages.models import FlatPage
 from django.core.paginator import Paginator
 from django.db import connection, models
 from django.db.models.functions import Length
-from pgvector import HalfVector
+from django.utils.translation import gettext_lazy
+from pgvector import HalfVector, Vector
 
 import embedsync
 from embedsync import index, indexing
@@ -319,12 +320,16 @@ class TestRefusals:
             Book.objects.similar("x").similar("y")
         with pytest.raises(ValueError, match=r"already has 'distance', an annotation"):
             Book.objects.annotate(distance=models.Value(1)).similar("x")
+        with pytest.raises(ValueError, match=r"already has 'pk', a field or property"):
+            Book.objects.similar("x", distance_name="pk")
 
     def test_arguments(self):
         with pytest.raises(TypeError, match=r"takes a queryset first"):
             embedsync.similar(Book, "x")
         with pytest.raises(TypeError, match=r"on a union: search each part"):
             Book.objects.all().union(Book.objects.all()).similar("x")
+        with pytest.raises(ValueError, match=r"is a number, not '0.5'"):
+            Book.objects.similar("x", min_similarity="0.5")
         for wrong in (-1.1, 40):
             with pytest.raises(ValueError, match=r"from -1 to 1"):
                 Book.objects.similar("x", min_similarity=wrong)
@@ -338,6 +343,20 @@ class TestRefusals:
         ):
             Book.objects.similar("x", embedding="plot")
         assert Book.objects.similar("x", embedding="embedding").count() == 0
+
+
+def test_a_text_to_be_translated_and_the_vectors_of_pgvector(shelf):
+    vector = embedsync.embed_query("blue sea", "scripted")
+    for query in (gettext_lazy("blue sea"), Vector(vector), HalfVector(vector)):
+        assert titles(Book.objects.similar(query)[:1]) == ["blue sea"]
+
+
+def test_an_instance_that_is_deleted_before_the_search_runs(shelf):
+    book = Book.objects.get(title="blue sea")
+    found = book.similar()
+    book.delete()
+    with pytest.raises(ValueError, match="has no vector"):
+        list(found)
 
 
 def test_the_embedder_is_made_once():

@@ -2,19 +2,22 @@
 
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from asgiref.sync import async_to_sync
 from django.apps import apps
 from django.db import connection, models, transaction
-from django.db.models import Count, Exists, F, OuterRef, Q
+from django.db.models import Count, Exists, F, OuterRef, Q, Window
+from django.db.models.functions import PercentRank
 
 from embedsync import compiler, rescoring
 from embedsync.embedders import MismatchError
 from embedsync.models import SidecarState
+from embedsync.worker import Worker
 from tests.books import KEY
 from tests.cinema.models import Film, Person
 from tests.library.models import Book
-from tests.spaces import thing
+from tests.spaces import clusters, fill, thing
 from tests.test_search import DIMENSIONS, library, shelf, titles  # noqa: F401
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -183,6 +186,49 @@ def proxy_of(model):
     finally:
         del apps.all_models["library"]["volume"]
         apps.clear_cache()
+
+
+class TestWindows:
+    """They see all rows that pass the filters, as they do where nothing is searched for."""
+
+    @pytest.mark.parametrize(
+        "window", [Window(Count("*")), Window(PercentRank(), order_by="distance")]
+    )
+    def test_beside_the_distance(self, library, window):  # noqa: F811
+        search = Book.objects.filter(year__lt=25).similar(library[0]).annotate(n=window)
+        exact = Book.objects.filter(year__lt=25).similar(library[0], exact=True).annotate(n=window)
+        assert [row.n for row in search[:5]] == [row.n for row in exact[:5]]
+
+    def test_in_the_order(self, library):  # noqa: F811
+        window = Window(Count("*"), partition_by="year").desc()
+        search = Book.objects.similar(library[0]).order_by("distance", window)
+        assert not search[:5].query.uses_index
+
+    def test_among_candidates_of_bits(self):
+        with thing(storage="bit") as model:
+            fill(model, clusters(3000, np.random.default_rng(11)))
+            near = model.objects.similar(model.objects.first(), min_similarity=0.6)
+            (row,) = near.annotate(n=Window(Count("*")))[:1]
+            assert 0 < row.n == near.count() < 1000
+
+
+def test_values_that_are_the_same_are_one(shelf):  # noqa: F811
+    Book.objects.bulk_create([Book(title="red apple"), Book(title="blue sea")])
+    Worker().run(drain=True)
+    for exact in (False, True):
+        search = Book.objects.similar("red apple", exact=exact).values_list("title", flat=True)
+        found = list(search.distinct())
+        assert len(found) == len(set(found)) == search.distinct().count() == 5
+        assert list(search.distinct()[:5]) == found
+        assert len(Book.objects.similar("red apple", exact=exact).distinct()) == 7
+
+
+def test_what_an_index_cannot_be_asked_for(library):  # noqa: F811
+    nan = Book.objects.similar(library[0]).filter(distance__lte=float("nan"))
+    assert len(nan[:5]) == 5  # PostgreSQL has NaN beyond all numbers
+    with thing(storage="bit") as model:
+        fill(model, clusters(10, np.random.default_rng(11)))
+        assert len(model.objects.similar(model.objects.first())[: 10**18]) == 9
 
 
 def test_proxies(shelf):  # noqa: F811

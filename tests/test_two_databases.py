@@ -53,6 +53,36 @@ def is_in_step(place, table):
     return place.vectors(f"{table}embedding") == vectors_of(texts)
 
 
+def test_more_like_a_row_of_the_other_database(project, other):
+    """Where the key is another row's, with another vector."""
+    settings = f"DATABASES['other'] = {other.database()!r}"
+    code = project.code(movie('embedding = Embedding("title")'), more=settings)
+    code.run("makemigrations")
+    for place, alias, titles in (
+        (project, "default", ("red apple", "green hill")),
+        (other, "other", ("blue sea", "red apple pie", "deep blue sea")),
+    ):
+        code.run("migrate", "--database", alias)
+        for title in titles:
+            place.sql("INSERT INTO shop_movie (title, plot, year) VALUES (%s, '-', 2000)", title)
+    code.run("embed_worker", "--drain")
+    assert code.run("shell", "--verbosity", "0", "-c", SEARCH).split() == ["red"]
+
+
+SEARCH = """
+import embedsync
+from shop.models import Movie, MovieEmbedding
+
+rows = Movie.objects.using("other")
+for row in rows:
+    MovieEmbedding.objects.using("other").create(
+        source_id=row.pk, digest=b"", vector=embedsync.embed_query(row.title)
+    )
+apple = Movie.objects.get(title="red apple")
+print(embedsync.similar(rows, apple)[0].title.split()[0])
+"""
+
+
 def test_each_database_is_served_for_itself(project, other, code):
     assert project.triggers() == [("shop_movie", "shop.movieembedding", 4)]
     assert other.triggers() == [("shop_film", "shop.filmembedding", 4)]

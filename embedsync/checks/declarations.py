@@ -213,12 +213,12 @@ def wrong_text(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
 def taken_name(sidecar: type[EmbeddingModel]) -> Iterator[CheckMessage]:
     """A source that has a field of the name that a search gives to the passage it has found."""
     source: Any = source_of(sidecar)
-    names = {field.name for field in source._meta.get_fields()}
-    if declaration_of(sidecar).chunks is not None and "passage" in names:
+    # A field, a method or a property.
+    if declaration_of(sidecar).chunks is not None and hasattr(source, "passage"):
         yield Error(
-            f"{sidecar._meta.label} has chunks, and {source._meta.label} a field named passage.",
-            hint="A search gives each row the passage it has found under this name: rename the"
-            " field (its column may stay, with db_column).",
+            f"{sidecar._meta.label} has chunks, and {source._meta.label} something named passage.",
+            hint="A search gives each row the passage it has found under this name: rename it (the"
+            " column of a field may stay, with db_column).",
             obj=sidecar,
             id="embedsync.E028",
         )

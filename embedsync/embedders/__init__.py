@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
+from django.db import connections
 from django.utils.module_loading import import_string
 
 from embedsync.conf import settings
@@ -92,7 +93,15 @@ def embed_query(text: str, embedder: str = "default") -> Sequence[float]:
 
 async def aembed_query(text: str, embedder: str = "default") -> Sequence[float]:
     """``embed_query()`` for async views: it runs in a thread of its own and blocks no loop."""
-    return await sync_to_async(embed_query, thread_sensitive=False)(text, embedder)
+    return await sync_to_async(_embed_and_close, thread_sensitive=False)(text, embedder)
+
+
+def _embed_and_close(text: str, embedder: str) -> Sequence[float]:
+    try:
+        return embed_query(text, embedder)
+    finally:
+        # A cache may be a table, and no request's end closes what this thread has opened for it.
+        connections.close_all()
 
 
 def _forget(*, setting: str, **_: object) -> None:

@@ -2,10 +2,12 @@
 
 import logging
 from array import array
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
 from typing import Any
 
 from django.core.cache import caches
+from django.db import connections, router, transaction
 
 from embedsync.conf import settings
 from embedsync.embedders.base import Embedder
@@ -36,7 +38,8 @@ def query_vector(embedder: Embedder, text: str) -> list[float]:
 
 def _get(alias: str, key: str) -> Any:
     try:
-        return caches[alias].get(key)
+        with _savepoint(alias):
+            return caches[alias].get(key)
     except Exception:
         logger.warning("the cache %r of search texts failed", alias, exc_info=True)
         return None
@@ -44,6 +47,16 @@ def _get(alias: str, key: str) -> Any:
 
 def _set(alias: str, key: str, value: bytes) -> None:
     try:
-        caches[alias].set(key, value, settings.query_cache_seconds)
+        with _savepoint(alias):
+            caches[alias].set(key, value, settings.query_cache_seconds)
     except Exception:
         logger.warning("the cache %r of search texts failed", alias, exc_info=True)
+
+
+def _savepoint(alias: str) -> AbstractContextManager[Any]:
+    """Around a cache that is a table: its failure would end the transaction of who searches."""
+    model: Any = getattr(caches[alias], "cache_model_class", None)
+    if model is None:
+        return nullcontext()
+    using = router.db_for_write(model)
+    return transaction.atomic(using) if connections[using].in_atomic_block else nullcontext()
