@@ -8,6 +8,7 @@ from typing import Any, cast
 from django.core.exceptions import EmptyResultSet
 from django.db import DataError, connections, models
 from django.db.backends.postgresql.compiler import SQLCompiler
+from django.db.models.expressions import RawSQL
 from django.db.models.lookups import LessThan, LessThanOrEqual
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI
 
@@ -303,6 +304,8 @@ def is_of_nearest(condition: Any) -> bool:
 def asks_for(alias: str, parts: Iterable[Any]) -> bool:
     """Whether expressions have a column of a table in them, be it in a sub-query."""
     for part in parts:
+        if isinstance(part, RawSQL) or not hasattr(part, "get_source_expressions"):
+            return True  # SQL of the project's own, which may
         inner = [*part.get_source_expressions(), *getattr(part, "get_external_cols", list)()]
         if getattr(part, "alias", None) == alias or asks_for(alias, filter(None, inner)):
             return True

@@ -7,6 +7,7 @@ import pytest
 from django.core.paginator import Paginator
 from django.db import connection, models
 from django.db.models import OuterRef, Q
+from django.db.models.expressions import RawSQL
 from django.utils import timezone
 from pgvector import HalfVector
 
@@ -197,6 +198,13 @@ def test_a_count_of_what_is_asked_of_the_nearest_passage(archive):
     assert search.filter(distance__lt=0.7).count() == len([r for r in search if r.distance < 0.7])
     outer = ArticleEmbedding.objects.filter(passage=OuterRef("passage"), ordinal=2)
     assert search.filter(models.Exists(outer)).count() == len(last)
+    table = ArticleEmbedding._meta.db_table
+    for raw in (
+        search.filter(RawSQL(f"{table}.ordinal = %s", [2], models.BooleanField())),
+        search.extra(where=[f"{table}.ordinal = 2"]),
+    ):
+        assert raw.count() == len(last)
+    assert search.none().count() == 0
     assert search.all()[:7].count() == 7
     assert search.values("passage").distinct().count() == ROWS
 
