@@ -302,7 +302,8 @@ def test_fixtures(project, tmp_path, what):
     insert(project, "Owed")
     code.run("shell", "-c", LEASE)
     kept = [
-        f"SELECT * FROM {each} WHERE embedded_at = '2020-01-01' ORDER BY 1" for each in sidecars
+        f"SELECT * FROM {each} WHERE embedded_at = '2020-01-01' ORDER BY digest"
+        for each in sidecars
     ]
     before = [project.sql(rows) for rows in kept]
     fixture = str(tmp_path / "fixture.json")
