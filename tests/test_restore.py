@@ -18,9 +18,11 @@ from tests.shop import assert_served, insert
 from tests.workers import until
 
 KEY = SHAPE.key
-APPS = ("django.contrib.contenttypes",)
+APPS = ("django.contrib.contenttypes", "django.contrib.auth")
 COMPARE = "UPDATE embedsync_sidecar SET backfill_after = NULL, backfilled_at = NULL"
-EMPTY = "TRUNCATE django_migrations, django_content_type, embedsync_sidecar"
+EMPTY = (
+    "TRUNCATE django_migrations, django_content_type, auth_permission, embedsync_sidecar CASCADE"
+)
 # Of the triggers; ``migrate`` makes these and those.
 FUNCTIONS = "embedsync_capture_"
 LEASE = f"from embedsync.queue import Queue; assert Queue('default', 'dead').fold(['{KEY}'], 9)[1]"
