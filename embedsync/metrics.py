@@ -1,4 +1,4 @@
-"""Metrics for Prometheus (``pip install embedsync[prometheus]``): of databases, and of workers."""
+"""Metrics for Prometheus (the extra ``embedsync[prometheus]``): of databases, and of workers."""
 
 import logging
 from collections.abc import Iterator, Sequence
