@@ -57,6 +57,21 @@ def test_wrong_options_are_named(transactional_db, arguments, words):
         call_command("embed_worker", *arguments)
 
 
+def test_the_last_line_of_a_drain_is_true(transactional_db, caplog, monkeypatch):
+    """Also of a first fill whose rows were written after the triggers were made."""
+    caplog.set_level("INFO", "embedsync")
+    monkeypatch.setattr("embedsync.progress.SECONDS_BETWEEN_LINES", 0)
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(5)])
+    call_command("embed_worker", "--drain", "--only", "library.Book", verbosity=0)
+    assert caplog.messages[-1].startswith("5 rows embedded in ")
+    assert not [line for line in caplog.messages if line.startswith("0 of")]
+    caplog.clear()
+    Book.objects.filter(title="Book 1").update(title="Another")
+    call_command("embed_worker", "--drain", "--only", "library.Book", verbosity=0)
+    assert caplog.messages[-1].startswith("1 row embedded in ")
+    assert caplog.messages[-1].endswith(" s, 0 rows looked at that needed no embedding")
+
+
 def test_who_calls_the_command_has_his_signal_handlers_again(transactional_db):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     call_command("embed_worker", "--drain", verbosity=0)
