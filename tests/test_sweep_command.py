@@ -13,7 +13,7 @@ from io import StringIO
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 
 from embedsync.declaration import sidecars
 from embedsync.models import SidecarState, WorkerState
@@ -198,6 +198,17 @@ def test_time_that_is_up(drifted):
     status, output = run("--max-seconds", "0")
     assert status == 0
     assert output.count("not begun, the time is up") == len(sidecars())
+
+
+def test_a_database_that_fails_is_not_a_time_that_is_up(transactional_db, monkeypatch):
+    def fails(*args, **options):
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr("embedsync.management.commands.embed_sweep.sweep_all", fails)
+    output = StringIO()
+    with pytest.raises(CommandError, match="Database 'default' failed: server closed"):
+        call_command("embed_sweep", stdout=output)
+    assert output.getvalue() == ""
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,11 @@ class Command(BaseCommand):
         if options["json"]:
             self.stdout.write(json.dumps(result))
         elif options["verbosity"]:
-            self.show(found, result["not_begun"], options)
+            self.show(found, options)
+            for label in [] if failure else result["not_begun"]:
+                self.stdout.write(f"{label}: not begun, the time is up")
+            if not wanted:
+                self.stdout.write(f"Nothing is embedded in database {using!r}.")
         if failure:
             raise CommandError(
                 f"Database {using!r} failed: {told(failure)}\n"
@@ -141,7 +145,7 @@ class Command(BaseCommand):
         finally:
             shown.close()
 
-    def show(self, found: list[Swept], not_begun: list[str], options: dict[str, Any]) -> None:
+    def show(self, found: list[Swept], options: dict[str, Any]) -> None:
         """The report for people."""
         for swept in found:
             if swept.error:
@@ -155,10 +159,6 @@ class Command(BaseCommand):
                     self.stdout.write(f"  {kind}: {', '.join(map(shown_key, keys))}{more}")
             for line in self.advice(swept, options):
                 self.stdout.write(f"  {line}")
-        for label in not_begun:
-            self.stdout.write(f"{label}: not begun, the time is up")
-        if not found and not not_begun:
-            self.stdout.write(f"Nothing is embedded in database {options['database']!r}.")
 
     def advice(self, swept: Swept, options: dict[str, Any]) -> Iterator[str]:
         """What has been done, and what is to be done."""
