@@ -46,9 +46,10 @@ def test_a_worker_may_serve_some_and_hold_up_no_others(drain, transactional_db):
     [
         (["--only", "library.Ghost"], "no model 'library.Ghost'"),
         (["--only", "library.Hall"], "library.Hall has no embedding"),
-        (["--batch-size", "0"], "--batch-size: invalid whole_number value: '0'"),
-        (["--max-seconds", "nan"], "--max-seconds: invalid seconds value: 'nan'"),
-        (["--poll-interval", "-1"], "--poll-interval: invalid seconds value: '-1'"),
+        (["--batch-size", "0"], "--batch-size: '0' is not a whole number from 1"),
+        (["--max-seconds", "nan"], "--max-seconds: 'nan' is not a number of seconds above 0"),
+        (["--poll-interval", "-1"], "--poll-interval: '-1' is not a number of seconds above 0"),
+        (["--concurrency", "x"], "--concurrency: 'x' is not a whole number from 1"),
         (["--database", "elsewhere"], "no database 'elsewhere'"),
     ],
 )
@@ -311,7 +312,10 @@ def test_parked_rows_are_tried_again(drain, settings, capsys):
     ("arguments", "words"),
     [
         ({"models": ["library.Ghost"]}, "no model 'library.Ghost'"),
-        ({"pk": ["1"]}, "--pk needs one model"),
+        (
+            {"models": ["library.Book", "library.Memo"], "pk": ["1"]},
+            "that the keys are of: name it, of library.BookEmbedding, library.MemoEmbedding",
+        ),
         ({"database": "elsewhere"}, "no database 'elsewhere'"),
     ],
 )

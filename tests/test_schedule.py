@@ -177,6 +177,7 @@ def test_the_tables_of_django_q2_are_missing(project):
     code = project.code(DECLARED.models, apps=["django_q"], more=more())
     output = code.fail("embed_schedule")
     assert "tables of django-q2 are missing: run migrate" in output
+    assert output.strip().endswith('relation "django_q_schedule" does not exist)')
     assert "Traceback" not in output
 
 

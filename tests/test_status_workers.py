@@ -27,7 +27,7 @@ class TestWorkers:
         WorkerState.objects.create(name="host:3:ef", seen_at=timezone.now() - timedelta(minutes=12))
         lines = run().splitlines()
         assert "2 workers alive" in lines
-        assert any(f"host:1:ab  embedding {KEY}; 1204 rows since 20" in line for line in lines)
+        assert any(f"host:1:ab  embedding {KEY}; 1,204 rows since 20" in line for line in lines)
         assert any("host:2:cd  idle; 0 rows" in line for line in lines)
         assert any("host:3:ef  silent, probably dead; " in line for line in lines)
         assert any("seen 720 s ago" in line for line in lines)

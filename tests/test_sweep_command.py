@@ -175,11 +175,11 @@ def test_a_source_that_is_gone(library):
     with renamed("library_memo"):
         status, output = run("library.Memo", "--repair")
         assert status == 1
-        assert "its source library.Memo is gone; 7 vectors are left" in output
+        assert "its source library.Memo is gone; 7 vectors left" in output
         assert "--purge" in output
         status, output = run("library.Memo", "--purge")
         assert status == 0
-        assert "7 were removed" in output
+        assert "7 vectors removed" in output
 
 
 def test_a_key_that_cannot_be_printed_does_no_harm(library):
@@ -217,10 +217,10 @@ def test_a_database_that_fails_is_not_a_time_that_is_up(transactional_db, monkey
         (["library.Nope"], "There is no model 'library.Nope': write app.Model"),
         (["library.Hall"], "library.Hall has no embedding in database 'default'"),
         (["--database", "nope"], "no database 'nope'"),
-        (["--rate=-1"], "no number from 0"),
-        (["--rate=nan"], "no number from 0"),
-        (["--page", "0"], "no number from 1"),
-        (["--page", "ten"], "no number from 1"),
+        (["--rate=-1"], "not a number from 0"),
+        (["--rate=nan"], "not a number from 0"),
+        (["--page", "0"], "not a whole number from 1"),
+        (["--page", "ten"], "not a whole number from 1"),
     ],
 )
 def test_mistakes_are_named(library, arguments, complaint):
@@ -255,7 +255,7 @@ def test_a_signal_ends_it_after_the_page_in_hand(drifted, start, number):
     assert "stopped before the end; the next sweep goes on there" in output
     reached = SidecarState.objects.get(key=KEY).swept_after
     _, output = run("library.Book")
-    assert f"went on where an earlier sweep had stopped, after {reached} rows" in output
+    assert f"went on where an earlier sweep had stopped, after {reached} row" in output
     assert "7 rows compared" in output
 
 
@@ -317,5 +317,5 @@ def test_no_model_is_loaded(environment):
         capture_output=True,
         text=True,
     )
-    assert "films.MovieEmbedding: 1 rows compared" in done.stdout
+    assert "films.MovieEmbedding: 1 row compared" in done.stdout
     assert done.stdout.splitlines()[-1] == ""

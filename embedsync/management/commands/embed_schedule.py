@@ -75,8 +75,9 @@ class Command(BaseCommand):
                 if options["work"]:
                     self.schedule_work(schedules, f"{WORK}{suffix}", using)
         except ProgrammingError as error:
+            told = str(error).partition("\n")[0]
             raise CommandError(
-                f"The tables of django-q2 are missing: run migrate. ({error})"
+                f"The tables of django-q2 are missing: run migrate. ({told})"
             ) from error
 
     def remove(self, schedules: Any, name: str) -> None:

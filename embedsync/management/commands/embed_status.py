@@ -29,6 +29,7 @@ from embedsync.status import (
     workers,
 )
 from embedsync.triggers import TriggerState, has_relation, trigger_states
+from embedsync.words import plural
 
 COLUMNS = ("sidecar", "rows", "cut", "waiting", "leased", "parked", "oldest s", "rows/s", "fill")
 LOCK_SECONDS = 5.0
@@ -171,7 +172,7 @@ class Command(BaseCommand):
         for worker in known:
             word = worker.doing or "idle" if worker.is_alive else "silent, probably dead"
             self.stdout.write(
-                f"  {worker.name}  {word}; {worker.settled} rows since"
+                f"  {worker.name}  {word}; {plural(worker.settled)} since"
                 f" {localtime(worker.started_at):%Y-%m-%d %H:%M}, seen {worker.seen:.0f} s ago"
             )
 
