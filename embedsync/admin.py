@@ -28,10 +28,13 @@ from embedsync.models import LedgerRow, SidecarState, WorkerState
 from embedsync.sql import statement
 from embedsync.state import ALIVE_SECONDS
 from embedsync.status import COUNTED, SidecarStatus, chosen, statuses
+from embedsync.words import plural
 
 ALIVE = timedelta(seconds=ALIVE_SECONDS)
 SHOWN_OF_ERROR = 100
 ROWS_AT_ONCE = 10_000  # of an action
+# Of the ledger, which is empty where no worker has seen the events yet.
+SUBTITLE = "What workers have taken in; events that nobody has seen are counted in Sidecar states"
 
 # As in status.sql: a row whose lease has run out waits.
 STATE = Case(
@@ -137,6 +140,10 @@ class LedgerRowAdmin(ReadOnlyAdmin):
         rows = super().get_queryset(request).defer("last_error")
         return rows.annotate(state=STATE, error=FIRST_LINE)
 
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        context = {"subtitle": SUBTITLE, **(extra_context or {})}
+        return super().changelist_view(request, context)
+
     def get_object(
         self, request: HttpRequest, object_id: str, from_field: str | None = None
     ) -> Any:
@@ -174,7 +181,7 @@ class LedgerRowAdmin(ReadOnlyAdmin):
             for page in pages(pairs)
             for key, group in groupby(page, itemgetter(0))
         )
-        said = [f"{retried:,} of {len(pairs):,} rows are due again."]
+        said = [f"{retried:,} of {plural(len(pairs))} due again."]
         if retried < len(pairs):
             said.append("The others are not parked.")
         self.tell(request, said, is_well=retried > 0)
@@ -186,7 +193,7 @@ class LedgerRowAdmin(ReadOnlyAdmin):
     def discard(self, request: HttpRequest, rows: "models.QuerySet[Any]") -> None:
         pairs, using = pairs_of(rows), router.db_for_write(LedgerRow)
         discarded = sum(ledger.discard(using, page) for page in pages(pairs))
-        said = [f"{discarded:,} of {len(pairs):,} rows were discarded."]
+        said = [f"{discarded:,} of {plural(len(pairs))} discarded."]
         if discarded < len(pairs):
             said.append("The others are in a worker's hands, or done by now.")
         if discarded:

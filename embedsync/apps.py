@@ -16,10 +16,12 @@ class EmbedsyncConfig(AppConfig):
         from embedsync.resize import resize_in_plan
         from embedsync.state import forget_dropped
         from embedsync.triggers import renew_triggers
+        from embedsync.unapplied import refuse_to_unapply_others
 
         add_dependencies()
         for receiver in (renew_triggers, forget_dropped):
             name = f"embedsync.{receiver.__name__}"
             post_migrate.connect(receiver, sender=self, dispatch_uid=name)
-        name = "embedsync.resize_in_plan"
-        pre_migrate.connect(resize_in_plan, sender=self, dispatch_uid=name)
+        for receiver in (refuse_to_unapply_others, resize_in_plan):
+            name = f"embedsync.{receiver.__name__}"
+            pre_migrate.connect(receiver, sender=self, dispatch_uid=name)

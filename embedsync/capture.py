@@ -66,12 +66,14 @@ def source_options(sidecar: Any) -> Any:
     try:
         return sidecar._meta.get_field("source").remote_field.model._meta
     except FieldDoesNotExist:
-        # makemigrations takes the relation away first where source and sidecar go together.
+        # makemigrations takes the relation away first where it removes the sidecar and something
+        # else, its source say; Django makes it one operation where nothing stands in between.
         name = sidecar._meta.object_name
         raise IrreversibleError(
-            f"This migration deleted {name} together with its source, and cannot make it again as"
-            f" it is written. Take RemoveField of {name}.source out of it and put DeleteModel of"
-            f" {name} before that of the source; then migrate again."
+            f"This migration deleted {name} with another operation between its two halves, and"
+            f" cannot make it again as it is written. Take RemoveField of {name}.source out of it;"
+            f" if the source goes, too, put DeleteModel of {name} before that of the source; then"
+            " migrate again."
         ) from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db import (
+    Error,
     InternalError,
     OperationalError,
     ProgrammingError,
@@ -301,6 +302,30 @@ def literal_sql(using: str, sql: str, params: Any) -> str:
 def sqlstate(error: BaseException) -> str | None:
     """PostgreSQL's code for what went wrong, of one of Django's exceptions."""
     return getattr(error.__cause__, "sqlstate", None)
+
+
+@contextmanager
+def limited(using: str, **limits: float) -> Iterator[None]:
+    """A transaction for some questions, within limits of the server's, in seconds.
+
+    Where a table is locked, who asks again and again would otherwise pile up.
+    """
+    connection = connections[using]
+    # A metrics server has a thread for each scrape: what it leaves open, nobody closes.
+    was_open, nested = connection.connection is not None, connection.in_atomic_block
+    try:
+        with transaction.atomic(using):
+            if not nested:
+                with connection.cursor() as cursor:
+                    for name, seconds in limits.items():
+                        cursor.execute(f"SET LOCAL {name} = '{seconds * 1000:.0f}ms'")
+            yield
+    except Error:
+        connection.close_if_unusable_or_obsolete()
+        raise
+    finally:
+        if not was_open:
+            connection.close()
 
 
 def is_locked(error: BaseException) -> bool:

@@ -32,7 +32,7 @@ class Heartbeat:
         self.using = using
         self.name = name
         self.alive = alive
-        self.settled = 0
+        self.settled = self.embedded = 0
         self._counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
         self._used: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         self._said: dict[str, str] = {}
@@ -49,6 +49,7 @@ class Heartbeat:
         for place, more in enumerate((embedded, unchanged, failed)):
             counts[place] += more
         self.settled += embedded + unchanged
+        self.embedded += embedded
 
     def use(self, embedder: str, calls: int, tokens: int) -> None:
         """Count calls of an embedder, by its alias, and tokens."""

@@ -1,8 +1,7 @@
-"""Metrics for Prometheus (``pip install embedsync[prometheus]``): of databases, and of workers."""
+"""Metrics for Prometheus (the extra ``embedsync[prometheus]``): of databases, and of workers."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -12,6 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from embedsync.database import limited
 from embedsync.declaration import EmbeddingModel, key_of, sidecars
 from embedsync.embedders import made_embedders
 from embedsync.signals import embedding_failed, embeddings_updated
@@ -70,7 +70,7 @@ class StatusCollector:
         found = families()
         for using in databases() if self.using is None else [self.using]:
             try:
-                with asked(using):
+                with limited(using, statement_timeout=TIMEOUT_SECONDS):
                     told = statuses(using, chosen([], using))
                     alive = sum(worker.is_alive for worker in workers(using))
             except Error as error:
@@ -172,29 +172,6 @@ def status_registry() -> CollectorRegistry:
 def databases() -> list[str]:
     """The databases that hold sidecars."""
     return sorted({router.db_for_write(sidecar) for sidecar in sidecars()})
-
-
-@contextmanager
-def asked(using: str) -> Iterator[None]:
-    """A transaction for some questions, of which none may wait for long.
-
-    Where a table is locked, scrapes would otherwise pile up until the site has no process left.
-    """
-    connection = connections[using]
-    # A metrics server has a thread for each scrape: what it leaves open, nobody closes.
-    was_open, nested = connection.connection is not None, connection.in_atomic_block
-    try:
-        with transaction.atomic(using):
-            if not nested:
-                with connection.cursor() as cursor:
-                    cursor.execute(f"SET LOCAL statement_timeout = '{TIMEOUT_SECONDS}s'")
-            yield
-    except Error:
-        connection.close_if_unusable_or_obsolete()
-        raise
-    finally:
-        if not was_open:
-            connection.close()
 
 
 def families() -> dict[str, GaugeMetricFamily]:

@@ -5,13 +5,15 @@ import sys
 import time
 from typing import Any, Protocol
 
+from embedsync.words import plural
+
 logger = logging.getLogger("embedsync")
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress(Protocol):
-    """What a drain tells how many rows it has settled."""
+    """What a drain, or a sweep, tells how many rows it has seen to."""
 
     def update(self, rows: int) -> Any: ...
 
@@ -24,7 +26,6 @@ class LineProgress:
     def __init__(self, total: int) -> None:
         self.total = total
         self.rows = 0
-        self.reported: int | None = None
         self.started = self.last = time.monotonic()
 
     def update(self, rows: int) -> None:
@@ -35,18 +36,19 @@ class LineProgress:
             self.report(now)
 
     def close(self) -> None:
-        if self.reported != self.rows:
-            self.report(time.monotonic())
+        """Nothing: whoever is at the end says what has been done."""
 
     def report(self, now: float) -> None:
-        self.reported = self.rows
         rate = self.rows / max(now - self.started, 1e-6)
-        total = max(self.total, self.rows)
-        left = (total - self.rows) / rate if rate else 0.0
+        # More than there were at the beginning: nobody knows how many come.
+        if self.rows >= self.total or not rate:
+            logger.info("%s, %.1f rows/s", plural(self.rows), rate)
+            return
+        left = (self.total - self.rows) / rate
         logger.info(
-            "%d of %d rows, %.1f rows/s, %.0f s left",
-            self.rows,
-            total,
+            "%s of %s, %.1f rows/s, %.0f s left",
+            f"{self.rows:,}",
+            plural(self.total),
             rate,
             left,
         )

@@ -182,6 +182,7 @@ class EmbeddingSource(models.ForeignObject):  # type: ignore[type-arg]
             to_fields=[part.name for part in parts_of(self.source)] or ["pk"],
             related_name="+",
             related_query_name="%(class)s",
+            serialize=False,  # fixtures have its columns
         )
 
     def deconstruct(self) -> Any:

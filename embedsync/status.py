@@ -25,6 +25,7 @@ from embedsync.declaration import (
     source_of,
     watched_of,
 )
+from embedsync.misfit import settings_error
 from embedsync.models import Ledger, SidecarState
 from embedsync.sql import statement
 from embedsync.state import ALIVE_SECONDS
@@ -162,6 +163,11 @@ class SidecarStatus:
     last_error: str
 
     @property
+    def awaits_fill(self) -> bool:
+        """Whether a fill has still to put rows into the ledger."""
+        return self.fill.state != "complete" and self.fill.left != 0
+
+    @property
     def is_well(self) -> bool:
         """Whether nobody needs to see to it, but for parked rows."""
         return not (self.schema_error or self.error)
@@ -212,7 +218,9 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
         broken = {table for table, _ in missing.get(key, ())}
         rows, is_estimate = embedded(using, sidecar, broken)
         waiting, leased, parked, oldest = owed.get(key, (0, 0, 0, 0.0))
-        built = getattr(states.get(key), "index_built", None)
+        state = states.get(key)
+        built = getattr(state, "index_built", None)
+        maker = state.embedder if state and rows else ""
         index = index_status(sidecar, indexes.get(key), built)
         status = SidecarStatus(
             sidecar=key,
@@ -225,10 +233,10 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
             parked=parked,
             oldest_wait=oldest,
             rate=float(rates.get(key, 0.0)),
-            fill=fill_of(using, sidecar, states.get(key), missed, broken),
+            fill=fill_of(using, sidecar, state, missed, broken),
             index=index,
             schema_error=schema_error(sidecar, missing.get(key, [])) or index.error,
-            error=settings_error(sidecar) or said.get(key, ""),
+            error=settings_error(sidecar, maker) or said.get(key, ""),
             last_error=last_error(using, key),
         )
         found.append(status)
@@ -262,15 +270,6 @@ def embedders(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Embedd
         for status in found
         for rows, tokens in [limits.get(status.embedder, (None, None))]
     ]
-
-
-def settings_error(sidecar: type[EmbeddingModel]) -> str:
-    """What is wrong with the settings of a sidecar's embedder, ``""`` where nothing is."""
-    try:
-        settings.embedder(declaration_of(sidecar).embedder)
-    except ImproperlyConfigured as error:
-        return str(error)
-    return ""
 
 
 def schema_errors(using: str, wanted: Sequence[type[EmbeddingModel]]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from embedsync.declaration import EmbeddingModel
+from embedsync.words import plural
 
 EXAMPLES = 10
 DRIFT = ("missing", "stale", "orphaned")
@@ -63,11 +64,11 @@ class Swept:
 
     def __str__(self) -> str:
         if self.source_is_gone:
-            left = f"{self.orphaned - self.purged:,} vectors are left"
-            done = f"{self.purged:,} were removed" if self.purged else left
+            left = f"{plural(self.orphaned - self.purged, 'vector')} left"
+            done = f"{plural(self.purged, 'vector')} removed" if self.purged else left
             return f"{self.sidecar}: the table of its source {self.source} is gone; {done}"
         counts = ", ".join(f"{getattr(self, kind):,} {kind}" for kind in KINDS)
-        return f"{self.sidecar}: {self.compared:,} rows compared in {self.seconds:.1f} s: {counts}"
+        return f"{self.sidecar}: {plural(self.compared)} compared in {self.seconds:.1f} s: {counts}"
 
 
 def report(

@@ -100,7 +100,6 @@ class Worker:
         self._mendable: set[str] = set()  # of the broken, those that the database keeps from it
         self._unproven: set[str] = set()  # whose embedder has failed, and has made no vector since
         self._deadline = math.inf
-        self._fills_at_start: set[str] = set()
 
     @property
     def served(self) -> dict[str, type[EmbeddingModel]]:
@@ -120,10 +119,7 @@ class Worker:
         return self.stopping and time.monotonic() >= self._stopped_at + settings.grace
 
     def pending(self) -> int:
-        """How many rows a drain has before it; those of a fill are counted by the fill."""
-        with worker_transaction(self.using) as cursor:
-            unfilled = {key for key, _ in state.unfilled(cursor, list(self.services))}
-        self._fills_at_start = unfilled
+        """How many rows a drain has before it, as far as that is known."""
         return self.queue.pending(self.served)
 
     def run(self, *, drain: bool = False, max_seconds: float | None = None) -> None:
@@ -280,8 +276,7 @@ class Worker:
                 "seconds": round(time.monotonic() - part.claimed_at, 3),
             },
         )
-        if part.claim.filling or key not in self._fills_at_start:
-            self.progress(settled.rows)
+        self.progress(settled.rows)
         tell(sidecar, self.using, settled)
 
     def _give_up(self, sidecar: type[EmbeddingModel], error: Exception) -> None:

@@ -83,6 +83,10 @@ class TestLedger:
         assert b"secret" not in page.content + detail.content
         assert not listed(admin_client.get(LEDGER, {"q": "secret"}))
 
+    def test_it_says_what_is_not_in_it(self, admin_client):
+        page = admin_client.get(LEDGER).content.decode()
+        assert "events that nobody has seen are counted in Sidecar states" in page
+
     @pytest.mark.parametrize(
         ("query", "pks"),
         [
@@ -117,7 +121,7 @@ class TestLedger:
             response = admin_client.get(url[1])
             assert response.status_code == 200
             assert response.context["original"].source_pk == pk
-            assert "1 of 1 rows were discarded" in act(admin_client, "discard", key(pk))
+            assert "1 of 1 row discarded" in act(admin_client, "discard", key(pk))
 
     @pytest.mark.parametrize("row", ["nothing", key("77")])
     def test_a_row_that_is_not_there_has_no_page(self, admin_client, row):
@@ -159,23 +163,20 @@ class TestLedger:
 class TestActions:
     def test_parked_rows_are_due_again(self, admin_client, rows):
         said = act(admin_client, "retry", key("parked"), key("other", PARCEL_KEY), key("leased"))
-        assert said == "2 of 3 rows are due again. The others are not parked."
+        assert said == "2 of 3 rows due again. The others are not parked."
         assert not Ledger.objects.filter(run_at=None).exists()
-        assert act(admin_client, "retry", key("leased")).startswith("0 of 1 rows")
+        assert act(admin_client, "retry", key("leased")).startswith("0 of 1 row")
         [leased] = Ledger.objects.filter(source_pk="leased")
         assert str(leased.token) == TOKEN
 
     def test_what_no_worker_holds_is_discarded(self, admin_client, rows):
         keys = [row.key for row in LedgerRow.objects.all()]
         said = act(admin_client, "discard", *keys)
-        assert said.startswith("4 of 5 rows were discarded. The others are in a worker's hands")
+        assert said.startswith("4 of 5 rows discarded. The others are in a worker's hands")
         assert "embed_sweep --repair" in said
         assert left() == ["leased"]
         said = act(admin_client, "discard", *keys)
-        assert (
-            said
-            == "0 of 1 rows were discarded. The others are in a worker's hands, or done by now."
-        )
+        assert said == "0 of 1 row discarded. The others are in a worker's hands, or done by now."
 
     def test_all_rows_of_a_filter_may_be_chosen(self, admin_client, monkeypatch):
         monkeypatch.setattr("embedsync.admin.ROWS_AT_ONCE", 50)
@@ -288,8 +289,8 @@ class TestRights:
     @pytest.mark.parametrize(
         ("rights", "action", "said"),
         [
-            ("SELECT, UPDATE", "retry", "1 of 1 rows are due again."),
-            ("SELECT, UPDATE, DELETE", "discard", "1 of 1 rows were discarded."),
+            ("SELECT, UPDATE", "retry", "1 of 1 row due again."),
+            ("SELECT, UPDATE, DELETE", "discard", "1 of 1 row discarded."),
         ],
     )
     def test_a_role_needs_few_rights(self, admin_client, rows, rights, action, said):

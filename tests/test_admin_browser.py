@@ -29,7 +29,7 @@ def test_a_parked_row_is_retried_in_a_browser(live_server, admin_user, browser):
     find("input.action-select").click()
     find("select[name=action] option[value=retry]").click()
     find("button[name=index]").click()
-    assert find(".messagelist .success").text == "1 of 1 rows are due again."
+    assert find(".messagelist .success").text == "1 of 1 row due again."
     assert not Ledger.objects.filter(run_at=None).exists()
 
 

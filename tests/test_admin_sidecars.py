@@ -255,8 +255,8 @@ def test_it_works_on_the_database_that_the_router_names(project, tmp_path):
             " VALUES ('shop.movieembedding', '1', now()), ('shop.movieembedding', '2', now())"
         )
         said = code.run("shell", "--no-imports", "-c", A_VISIT)
-        assert "200 1 of 1 rows are due again." in said
-        assert "200 1 of 1 rows were discarded." in said
+        assert "200 1 of 1 row due again." in said
+        assert "200 1 of 1 row discarded." in said
         assert "200 2\n" in said
         assert other.sql("SELECT source_pk FROM embedsync_ledger") == [("2",)]
     finally:

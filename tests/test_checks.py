@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from embedsync.checks import databases
 from embedsync.checks import declarations as ours
+from embedsync.checks.choice import check_choice
 from embedsync.declaration import declaration_of, relation_of
 from embedsync.models import EmbeddedModel, Embedding, EmbeddingModel, EmbeddingSource
 from tests.library.models import Book, Play
@@ -453,6 +454,15 @@ def test_several_defaults(monkeypatch):
     (message,) = ours.several_defaults()
     assert (message.id, message.obj) == ("embedsync.E025", Play)
     assert "by_title" in message.msg
+
+
+def test_several_and_no_default(monkeypatch):
+    assert check_choice() == []
+    declaration = dataclasses.replace(declaration_of(Play.by_title.model), default=False)
+    monkeypatch.setattr(relation_of(Play.by_title.model), "declaration", declaration)
+    (message,) = check_choice()
+    assert (message.id, message.obj) == ("embedsync.W036", Play)
+    assert "by_title, by_plot" in message.msg
 
 
 def test_sidecars_of_one_source_and_one_name(monkeypatch):

@@ -1,11 +1,12 @@
 """The first migrate where something is missing: it says what, and the cure, and writes nothing."""
 
+import re
 import secrets
 
 import pytest
 from django.db import connection
 
-from tests.migration_project import Project
+from tests.migration_project import ROOT, Project
 
 MODELS = """
 class Movie(models.Model):
@@ -74,3 +75,12 @@ def test_another_database_than_postgresql(project, tmp_path):
     output = installed.fail("migrate")
     assert "ImproperlyConfigured: embedsync needs PostgreSQL" in output
     assert "'default' is SQLite" in output
+
+
+def test_nobody_is_told_to_install_what_has_this_name_on_pypi():
+    paths = [*ROOT.glob("embedsync/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]
+    told = [
+        path.name for path in paths if re.search(r'pip install .*"embedsync\[', path.read_text())
+    ]
+    assert len(paths) > 50
+    assert told == []

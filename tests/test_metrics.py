@@ -344,7 +344,7 @@ class TestWorker:
     @pytest.mark.parametrize("port", ["0", "65536", "web"])
     def test_what_is_no_port_is_named(self, worker_process, port):
         _, output = worker_process("--metrics-port", port).wait()
-        assert f"--metrics-port: invalid port value: '{port}'" in output
+        assert f"--metrics-port: '{port}' is not a port, 1 to 65535" in output
 
 
 class TestWithoutTheExtra:

@@ -1,5 +1,7 @@
 """Migrations: stock commands over throw-away projects, forward, backward and forward again."""
 
+import re
+
 import pytest
 from django.db.backends.utils import truncate_name
 
@@ -321,6 +323,31 @@ def test_backward_through_the_deletion_of_a_model_says_what_to_do(project):
     assert "RemoveField of MovieEmbedding.source" in output
 
 
+def test_backward_through_the_removal_of_two_declarations_says_what_to_do(project):
+    both = movie(
+        'embedding = Embedding("title")\n    plot_embedding = Embedding("plot", default=True)'
+    )
+    project.code(both).upgrade()
+    plain = project.code(PLAIN.models)
+    plain.upgrade()
+    output = plain.fail("migrate", "shop", "0001")
+    assert "with another operation between its two halves" in output
+    # As it advises.
+    path = project.migration("0002")
+    text = path.read_text()
+    removed = re.search(r" +migrations.RemoveField\(\s+model_name='(\w+)',\s+name='source',", text)
+    assert f"removefield of {removed[1]}.source" in output.lower()
+    path.write_text(text.replace(removed[0] + "\n        ),\n", ""))
+    plain = project.code(PLAIN.models)
+    plain.run("migrate", "shop", "0001")
+    assert {key for _, key, _ in project.triggers()} == {
+        "shop.movieembedding",
+        "shop.movieplotembedding",
+    }
+    plain.run("migrate")
+    assert project.triggers() == []
+
+
 def test_everything_goes(project):
     plain, declared = project.code(PLAIN.models), project.code(DECLARED.models)
     plain.upgrade()
@@ -329,7 +356,7 @@ def test_everything_goes(project):
     installed = project.objects()
     declared.drain()
     leave_work(project, DECLARED)
-    # Unapplies what depends on it, too.
+    declared.run("migrate", "shop", "0001")
     declared.run("migrate", "embedsync", "zero")
     assert project.objects() == project.triggers() == []
     assert project.tables() == ["shop_movie"]

@@ -18,11 +18,14 @@ from tests.shop import assert_served, insert
 from tests.workers import until
 
 KEY = SHAPE.key
-APPS = ("django.contrib.contenttypes",)
+APPS = ("django.contrib.contenttypes", "django.contrib.auth")
 COMPARE = "UPDATE embedsync_sidecar SET backfill_after = NULL, backfilled_at = NULL"
-EMPTY = "TRUNCATE django_migrations, django_content_type, embedsync_sidecar"
+EMPTY = (
+    "TRUNCATE django_migrations, django_content_type, auth_permission, embedsync_sidecar CASCADE"
+)
 # Of the triggers; ``migrate`` makes these and those.
 FUNCTIONS = "embedsync_capture_"
+LEASE = f"from embedsync.queue import Queue; assert Queue('default', 'dead').fold(['{KEY}'], 9)[1]"
 PAUSED = {"PGOPTIONS": "-c embedsync.capture=off"}
 
 
@@ -78,11 +81,7 @@ def live(project, code):
     code.drain()
     project.sql("UPDATE shop_movie SET title = 'Leased' WHERE id = 1")
     insert(project, "Leased and new")
-    code.run(
-        "shell",
-        "-c",
-        f"from embedsync.queue import Queue; assert Queue('default', 'dead').fold(['{KEY}'], 9)[1]",
-    )
+    code.run("shell", "-c", LEASE)
     project.sql("UPDATE shop_movie SET plot = 'Queued' WHERE id IN (1, 2)")
     project.sql("DELETE FROM shop_movie WHERE id = 3")
     insert(project, "Queued and new")
@@ -278,3 +277,42 @@ def test_all_schemas_but_that_of_the_queue(project, queue_aside, another, postgr
     postgres_program("pg_restore", another, "--schema=public", dump, lacking=FUNCTIONS)
     another.sql(COMPARE)
     assert_goes_on(another, code, kept(project))
+
+
+COMPOSITE = """
+class Screen(models.Model):
+    pk = models.CompositePrimaryKey("cinema", "number")
+    cinema = models.IntegerField()
+    number = models.IntegerField()
+    name = models.TextField()
+
+    embedding = Embedding("name")
+"""
+
+
+@pytest.mark.parametrize("what", [["shop"], []], ids=["app", "everything"])
+def test_fixtures(project, tmp_path, what):
+    """Of an app, and of all there is; the key of a source may be composite."""
+    code = project.code(COMPOSITE + SHAPE.models)
+    code.upgrade()
+    insert(project, "A film", "Another")
+    project.sql("INSERT INTO shop_screen VALUES (1, 2, 'The large one')")
+    code.drain()
+    sidecars = ["shop_movieembedding", "shop_screenembedding"]
+    for sidecar in sidecars:
+        project.sql(f"UPDATE {sidecar} SET embedded_at = '2020-01-01'")
+    insert(project, "Owed")
+    code.run("shell", "-c", LEASE)
+    kept = [
+        f"SELECT * FROM {each} WHERE embedded_at = '2020-01-01' ORDER BY digest"
+        for each in sidecars
+    ]
+    before = [project.sql(rows) for rows in kept]
+    fixture = str(tmp_path / "fixture.json")
+    code.run("dumpdata", *what, "--output", fixture)
+    code.run("flush", "--no-input")
+    code.run("loaddata", fixture)
+    project.sql("UPDATE embedsync_ledger SET run_at = now()")
+    code.drain()
+    assert [project.sql(rows) for rows in kept] == before
+    assert code.run("embed_sweep").count(" 0 missing, 0 stale, 0 orphaned, 0 waiting") == 2

@@ -46,15 +46,31 @@ def test_a_worker_may_serve_some_and_hold_up_no_others(drain, transactional_db):
     [
         (["--only", "library.Ghost"], "no model 'library.Ghost'"),
         (["--only", "library.Hall"], "library.Hall has no embedding"),
-        (["--batch-size", "0"], "--batch-size: invalid whole_number value: '0'"),
-        (["--max-seconds", "nan"], "--max-seconds: invalid seconds value: 'nan'"),
-        (["--poll-interval", "-1"], "--poll-interval: invalid seconds value: '-1'"),
+        (["--batch-size", "0"], "--batch-size: '0' is not a whole number from 1"),
+        (["--max-seconds", "nan"], "--max-seconds: 'nan' is not a number of seconds above 0"),
+        (["--poll-interval", "-1"], "--poll-interval: '-1' is not a number of seconds above 0"),
+        (["--concurrency", "x"], "--concurrency: 'x' is not a whole number from 1"),
         (["--database", "elsewhere"], "no database 'elsewhere'"),
     ],
 )
 def test_wrong_options_are_named(transactional_db, arguments, words):
     with pytest.raises(CommandError, match=words):
         call_command("embed_worker", *arguments)
+
+
+def test_the_last_line_of_a_drain_is_true(transactional_db, caplog, monkeypatch):
+    """Also of a first fill whose rows were written after the triggers were made."""
+    caplog.set_level("INFO", "embedsync")
+    monkeypatch.setattr("embedsync.progress.SECONDS_BETWEEN_LINES", 0)
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(5)])
+    call_command("embed_worker", "--drain", "--only", "library.Book", verbosity=0)
+    assert caplog.messages[-1].startswith("5 rows embedded in ")
+    assert not [line for line in caplog.messages if line.startswith("0 of")]
+    caplog.clear()
+    Book.objects.filter(title="Book 1").update(title="Another")
+    call_command("embed_worker", "--drain", "--only", "library.Book", verbosity=0)
+    assert caplog.messages[-1].startswith("1 row embedded in ")
+    assert caplog.messages[-1].endswith(" s, 0 rows looked at that needed no embedding")
 
 
 def test_who_calls_the_command_has_his_signal_handlers_again(transactional_db):
@@ -296,7 +312,10 @@ def test_parked_rows_are_tried_again(drain, settings, capsys):
     ("arguments", "words"),
     [
         ({"models": ["library.Ghost"]}, "no model 'library.Ghost'"),
-        ({"pk": ["1"]}, "--pk needs one model"),
+        (
+            {"models": ["library.Book", "library.Memo"], "pk": ["1"]},
+            "that the keys are of: name it, of library.BookEmbedding, library.MemoEmbedding",
+        ),
         ({"database": "elsewhere"}, "no database 'elsewhere'"),
     ],
 )

@@ -31,7 +31,7 @@ def test_its_vectors_stay_until_they_are_purged(project, code):
     assert project.sql("SELECT count(*) FROM embedsync_ledger WHERE run_at IS NULL") == [(0,)]
     assert "orphaned: table shop_movie is missing" in code.fail("embed_status")
 
-    assert "2 vectors are left" in code.fail("embed_sweep", "shop.Movie", "--repair")
+    assert "2 vectors left" in code.fail("embed_sweep", "shop.Movie", "--repair")
     assert len(project.vectors("shop_movieembedding")) == 2
     code.run("embed_sweep", "shop.Movie", "--purge")
     assert project.vectors("shop_movieembedding") == {}

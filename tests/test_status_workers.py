@@ -10,8 +10,10 @@ from django.utils import timezone
 
 from embedsync.models import Minute, WorkerState
 from example_project.postgres import PROJECT
+from tests.application import uncommitted
 from tests.books import KEY, execute
 from tests.library.models import Book
+from tests.shop import DECLARED, PLAIN
 from tests.test_status import as_json, book, fail, run
 
 pytestmark = pytest.mark.django_db
@@ -25,7 +27,7 @@ class TestWorkers:
         WorkerState.objects.create(name="host:3:ef", seen_at=timezone.now() - timedelta(minutes=12))
         lines = run().splitlines()
         assert "2 workers alive" in lines
-        assert any(f"host:1:ab  embedding {KEY}; 1204 rows since 20" in line for line in lines)
+        assert any(f"host:1:ab  embedding {KEY}; 1,204 rows since 20" in line for line in lines)
         assert any("host:2:cd  idle; 0 rows" in line for line in lines)
         assert any("host:3:ef  silent, probably dead; " in line for line in lines)
         assert any("seen 720 s ago" in line for line in lines)
@@ -68,6 +70,47 @@ class TestWorkers:
         assert KEY in output
         assert why.startswith(f"Rows have waited for more than 30 s: {KEY} for 60.")
 
+    @pytest.mark.parametrize("state", ["backfilled_at = NULL, backfill_after = NULL", "missed = 0"])
+    @pytest.mark.django_db(transaction=True)
+    def test_a_fill_that_nobody_works_on(self, drain, state):
+        """A first fill, and one that is due because a trigger has failed."""
+        Book.objects.create(title="is not in the ledger")
+        drain()
+        execute("SELECT setval('embedsync_missed', 7)")
+        execute("UPDATE embedsync_sidecar SET missed = 7, missed_seen = 7")
+        run(max_lag=30.0)
+        execute(f"UPDATE embedsync_sidecar SET {state} WHERE key = %s", [KEY])
+        run()
+        _, why = fail(max_lag=30.0)
+        assert why == f"A fill is owed and no worker alive serves it: {KEY}."
+        WorkerState.objects.create(name="host:1:ab", serves={KEY: "its declaration"})
+        run(max_lag=30.0)
+
+    @pytest.mark.django_db(transaction=True)
+    def test_vectors_of_another_embedder(self, drain, settings):
+        """Where no worker is alive that would say so, and no model can be loaded."""
+        drain()
+        changed = {**settings.EMBEDSYNC_EMBEDDERS}
+        changed["scripted"] = {**changed["scripted"], "MODEL": "another"}
+        settings.EMBEDSYNC_EMBEDDERS = changed
+        run("library.Book")  # there are none yet
+        settings.EMBEDSYNC_EMBEDDERS = {**changed, "scripted": {**changed["scripted"], "MODEL": ""}}
+        Book.objects.create(title="A")
+        drain()
+        run("library.Book")
+        settings.EMBEDSYNC_EMBEDDERS = changed
+        output, why = fail("library.Book")
+        assert "its vectors were made by another embedder than the settings now name" in output
+        assert why == f"Not served: {KEY}."
+
+    @pytest.mark.parametrize("options", [{}, {"watch": 0.1}])
+    @pytest.mark.django_db(transaction=True)
+    def test_a_table_that_is_locked(self, monkeypatch, options):
+        monkeypatch.setattr("embedsync.management.commands.embed_status.LOCK_SECONDS", 0.2)
+        with uncommitted("LOCK TABLE embedsync_ledger IN ACCESS EXCLUSIVE MODE"):
+            _, why = fail(**options)
+        assert "a table has been locked for 0.2 s: canceling statement due to lock timeout" in why
+
     @pytest.mark.django_db(transaction=True)
     def test_it_is_watched_until_ctrl_c(self, environment):
         process = subprocess.Popen(
@@ -83,3 +126,19 @@ class TestWorkers:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
         assert (process.returncode, errors) == (0, "")
+
+
+def test_triggers_that_a_migration_has_still_to_make(project):
+    code = project.code(PLAIN.models)
+    code.upgrade()
+    code = project.code(DECLARED.models)
+    code.run("makemigrations")
+    assert "What to do: manage.py migrate --database default." in code.fail(
+        "embed_status", "--triggers"
+    )
+    code.run("migrate")
+    code.run("embed_status", "--triggers")
+    project.sql("ALTER TABLE shop_movie DISABLE TRIGGER ALL")
+    assert "What to do: manage.py check --database default." in code.fail(
+        "embed_status", "--triggers"
+    )

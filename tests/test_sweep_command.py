@@ -13,7 +13,7 @@ from io import StringIO
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 
 from embedsync.declaration import sidecars
 from embedsync.models import SidecarState, WorkerState
@@ -175,11 +175,11 @@ def test_a_source_that_is_gone(library):
     with renamed("library_memo"):
         status, output = run("library.Memo", "--repair")
         assert status == 1
-        assert "its source library.Memo is gone; 7 vectors are left" in output
+        assert "its source library.Memo is gone; 7 vectors left" in output
         assert "--purge" in output
         status, output = run("library.Memo", "--purge")
         assert status == 0
-        assert "7 were removed" in output
+        assert "7 vectors removed" in output
 
 
 def test_a_key_that_cannot_be_printed_does_no_harm(library):
@@ -200,16 +200,27 @@ def test_time_that_is_up(drifted):
     assert output.count("not begun, the time is up") == len(sidecars())
 
 
+def test_a_database_that_fails_is_not_a_time_that_is_up(transactional_db, monkeypatch):
+    def fails(*args, **options):
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr("embedsync.management.commands.embed_sweep.sweep_all", fails)
+    output = StringIO()
+    with pytest.raises(CommandError, match="Database 'default' failed: server closed"):
+        call_command("embed_sweep", stdout=output)
+    assert output.getvalue() == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["library.Nope"], "There is no model 'library.Nope': write app.Model"),
         (["library.Hall"], "library.Hall has no embedding in database 'default'"),
         (["--database", "nope"], "no database 'nope'"),
-        (["--rate=-1"], "no number from 0"),
-        (["--rate=nan"], "no number from 0"),
-        (["--page", "0"], "no number from 1"),
-        (["--page", "ten"], "no number from 1"),
+        (["--rate=-1"], "not a number from 0"),
+        (["--rate=nan"], "not a number from 0"),
+        (["--page", "0"], "not a whole number from 1"),
+        (["--page", "ten"], "not a whole number from 1"),
     ],
 )
 def test_mistakes_are_named(library, arguments, complaint):
@@ -244,7 +255,7 @@ def test_a_signal_ends_it_after_the_page_in_hand(drifted, start, number):
     assert "stopped before the end; the next sweep goes on there" in output
     reached = SidecarState.objects.get(key=KEY).swept_after
     _, output = run("library.Book")
-    assert f"went on where an earlier sweep had stopped, after {reached} rows" in output
+    assert f"went on where an earlier sweep had stopped, after {reached} row" in output
     assert "7 rows compared" in output
 
 
@@ -306,5 +317,5 @@ def test_no_model_is_loaded(environment):
         capture_output=True,
         text=True,
     )
-    assert "films.MovieEmbedding: 1 rows compared" in done.stdout
+    assert "films.MovieEmbedding: 1 row compared" in done.stdout
     assert done.stdout.splitlines()[-1] == ""

@@ -245,7 +245,7 @@ def test_vectors_without_a_source_stay_until_they_are_purged(drifted, source):
     with renamed(source._meta.db_table):
         found = sweep(sidecar, repair=True)
         assert (found.source_is_gone, counts(found), found.ok) == (True, {"orphaned": 7}, False)
-        assert str(found).endswith(f"{label} is gone; 7 vectors are left")
+        assert str(found).endswith(f"{label} is gone; 7 vectors left")
         assert events() == []
         assert sidecar.objects.count() == 7
 
@@ -255,7 +255,7 @@ def test_vectors_without_a_source_stay_until_they_are_purged(drifted, source):
 
         found = sweep(sidecar, purge=True, page=2)
         assert (found.purged, found.finished, found.ok) == (7, True, True)
-        assert str(found).endswith(f"{label} is gone; 7 were removed")
+        assert str(found).endswith(f"{label} is gone; 7 vectors removed")
         assert sidecar.objects.count() == 0
         assert sweep(sidecar).ok
 

@@ -138,7 +138,7 @@ def test_each_database_has_its_own_assertions(project, other, code):
     insert(other, "shop_film")
     output = code.run("shell", "--verbosity", "0", "-c", TESTED)
     told = [line for line in output.splitlines() if "Error(" in line]
-    assert "shop.MovieEmbedding: 3 waiting, of 1, 2, 3" in told[0]
+    assert "shop.MovieEmbedding: 3 waiting (keys: 1, 2, 3)" in told[0]
     assert told[1:] == ["LookupError(\"shop.Film has no embedding in database 'default'.\")"] * 2
     assert is_in_step(other, "shop_film")
     assert project.vectors("shop_movieembedding") == {}

@@ -387,7 +387,7 @@ def test_the_command_reports_what_waits(drain, caplog, monkeypatch):
     monkeypatch.setattr("embedsync.pipeline.jitter", lambda longest: longest)
     Book.objects.bulk_create([Book(title="good"), Book(title="FAIL")])
     call_command("embed_worker", "--drain", verbosity=0)
-    assert "1 rows wait for a later attempt" in caplog.text
+    assert "1 row to wait for a later attempt or another worker, 0 rows parked" in caplog.text
 
 
 def test_an_embedder_is_not_changed_under_a_write_of_the_former(drain):

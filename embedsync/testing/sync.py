@@ -9,6 +9,7 @@ from embedsync.models import Inbox, Ledger
 from embedsync.status import chosen
 from embedsync.sweep import Pace, sweep
 from embedsync.swept import KINDS, Swept
+from embedsync.words import plural
 from embedsync.worker import Worker
 
 SHOWN = 10  # rows of a kind in a message
@@ -64,13 +65,13 @@ def sweep_faults(swept: Swept) -> Iterator[str]:
         yield f"{swept.sidecar}: {swept.error}"
     for kind in KINDS:
         if count := getattr(swept, kind):
-            yield f"{swept.sidecar}: {count} {kind}, of {listed(swept.examples[kind], count)}"
+            yield f"{swept.sidecar}: {count} {kind} (keys: {listed(swept.examples[kind], count)})"
 
 
 def inbox_faults(using: str, sidecar: type[EmbeddingModel]) -> Iterator[str]:
     """A line for the changes that no worker has seen yet."""
     if count := Inbox.objects.using(using).filter(sidecar=key_of(sidecar)).count():
-        yield f"{sidecar._meta.label}: {count} changes that no worker has seen"
+        yield f"{sidecar._meta.label}: {plural(count, 'change')} that no worker has seen"
 
 
 def ledger_faults(using: str, keys: Sequence[str]) -> list[str]:
@@ -82,7 +83,7 @@ def ledger_faults(using: str, keys: Sequence[str]) -> list[str]:
         for row in rows[:SHOWN]
     ]
     left = rows.count() - len(lines)
-    return [*lines, f"and {left} rows more"] if left > 0 else lines
+    return [*lines, f"and {plural(left)} more"] if left > 0 else lines
 
 
 def listed(keys: Sequence[str], count: int) -> str:

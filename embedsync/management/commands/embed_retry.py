@@ -10,6 +10,7 @@ from embedsync.database import told
 from embedsync.declaration import key_of
 from embedsync.ledger import retry
 from embedsync.status import chosen
+from embedsync.words import plural
 
 
 class Command(BaseCommand):
@@ -34,10 +35,13 @@ class Command(BaseCommand):
         except LookupError as error:
             raise CommandError(str(error)) from error
         if options["pk"] and len(sidecars) != 1:
-            raise CommandError("--pk needs one model: give the one that the keys are of.")
+            among = ", ".join(sidecar._meta.label for sidecar in sidecars)
+            raise CommandError(
+                f"--pk needs the one sidecar that the keys are of: name it, of {among}."
+            )
         keys = [key_of(sidecar) for sidecar in sidecars]
         try:
             rows = retry(using, keys, pks=options["pk"], error=options["error"])
         except DatabaseError as error:
             raise CommandError(f"Database {using!r} failed: {told(error)}") from error
-        self.stdout.write(f"{rows} parked rows are due again")
+        self.stdout.write(f"{plural(rows, 'parked row')} due again")

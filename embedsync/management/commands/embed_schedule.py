@@ -75,8 +75,9 @@ class Command(BaseCommand):
                 if options["work"]:
                     self.schedule_work(schedules, f"{WORK}{suffix}", using)
         except ProgrammingError as error:
+            told = str(error).partition("\n")[0]
             raise CommandError(
-                f"The tables of django-q2 are missing: run migrate. ({error})"
+                f"The tables of django-q2 are missing: run migrate. ({told})"
             ) from error
 
     def remove(self, schedules: Any, name: str) -> None:
@@ -132,7 +133,7 @@ def schedule_model() -> Any:
     """django-q2's ``Schedule``. Raises ``CommandError`` where there is none."""
     if find_spec("django_q") is None:
         raise CommandError(
-            'Schedules need django-q2: pip install "embedsync[q2]", add "django_q" to'
+            "Schedules need django-q2: pip install 'django-q2>=1.8', add \"django_q\" to"
             " INSTALLED_APPS and run migrate."
         )
     if not apps.is_installed("django_q"):

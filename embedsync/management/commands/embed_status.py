@@ -12,6 +12,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.utils.timezone import localtime
 
+from embedsync.checks.triggers import apps_of, unmigrated
+from embedsync.database import is_locked, limited
 from embedsync.declaration import EmbeddingModel, key_of
 from embedsync.management.arguments import seconds
 from embedsync.status import (
@@ -27,8 +29,10 @@ from embedsync.status import (
     workers,
 )
 from embedsync.triggers import TriggerState, has_relation, trigger_states
+from embedsync.words import plural
 
 COLUMNS = ("sidecar", "rows", "cut", "waiting", "leased", "parked", "oldest s", "rows/s", "fill")
+LOCK_SECONDS = 5.0
 CLEAR = "\x1b[H\x1b[2J"  # of a terminal
 
 
@@ -51,7 +55,7 @@ class Command(BaseCommand):
             "--max-lag",
             type=seconds,
             metavar="S",
-            help="exit 1 where a row has waited for more than so many seconds",
+            help="exit 1 where a row has waited for longer, or a fill waits for a worker",
         )
         parser.add_argument(
             "--watch",
@@ -81,21 +85,28 @@ class Command(BaseCommand):
         try:
             if not has_relation(using, "embedsync_inbox"):
                 raise CommandError(f"Database {using!r} has no tables of embedsync: run migrate.")
-            if options["triggers"]:
-                self.triggers(using, wanted, chosen=bool(labels), as_json=options["json"])
-            elif options["watch"] is not None:
+            if options["watch"] is not None and not options["triggers"]:
                 self.watch(using, wanted, options["watch"])
-            else:
-                self.sidecars(using, wanted, as_json=options["json"], max_lag=options["max_lag"])
+                return
+            with limited(using, lock_timeout=LOCK_SECONDS):
+                if options["triggers"]:
+                    self.triggers(using, wanted, chosen=bool(labels), as_json=options["json"])
+                else:
+                    self.sidecars(
+                        using, wanted, as_json=options["json"], max_lag=options["max_lag"]
+                    )
         except DatabaseError as error:
             first = str(error).partition("\n")[0]
+            if is_locked(error):
+                first = f"a table has been locked for {LOCK_SECONDS:g} s: {first}"
             raise CommandError(f"Database {using!r}: {first}") from error
 
     def watch(self, using: str, wanted: list[type[EmbeddingModel]], every: float) -> None:
         with suppress(KeyboardInterrupt):
             while True:
-                found, alive = statuses(using, wanted), workers(using)
-                used = embedders(using, wanted)
+                with limited(using, lock_timeout=LOCK_SECONDS):
+                    found, alive = statuses(using, wanted), workers(using)
+                    used = embedders(using, wanted)
                 self.stdout.write(CLEAR if self.stdout.isatty() else "", ending="")
                 self.show(found, alive, used)
                 time.sleep(every)
@@ -134,6 +145,11 @@ class Command(BaseCommand):
         if late:
             said = ", ".join(f"{one.sidecar} for {one.oldest_wait:.1f} s" for one in late)
             raise CommandError(f"Rows have waited for more than {max_lag:g} s: {said}.")
+        # What a fill has before it waits nowhere yet, so that nothing tells for how long.
+        served = {key for worker in known if worker.is_alive for key in worker.serves}
+        idle = [one.sidecar for one in found if one.awaits_fill and one.sidecar not in served]
+        if idle and max_lag is not None:
+            raise CommandError(f"A fill is owed and no worker alive serves it: {', '.join(idle)}.")
 
     def show(
         self, found: list[SidecarStatus], known: list[WorkerStatus], used: list[EmbedderStatus]
@@ -156,7 +172,7 @@ class Command(BaseCommand):
         for worker in known:
             word = worker.doing or "idle" if worker.is_alive else "silent, probably dead"
             self.stdout.write(
-                f"  {worker.name}  {word}; {worker.settled} rows since"
+                f"  {worker.name}  {word}; {plural(worker.settled)} since"
                 f" {localtime(worker.started_at):%Y-%m-%d %H:%M}, seen {worker.seen:.0f} s ago"
             )
 
@@ -180,9 +196,11 @@ class Command(BaseCommand):
             self.list_triggers(found, errors)
         wrong = sum(trigger.state != "installed" for trigger in found)
         if wrong or errors:
+            concerned = set().union(*map(apps_of, wanted))
+            cure = "migrate" if unmigrated(connections[using]) & concerned else "check"
             raise CommandError(
                 f"Not installed: {wrong} of {len(found)} triggers. Sidecars with a schema error:"
-                f" {len(errors)}. What to do: manage.py check --database {using}."
+                f" {len(errors)}. What to do: manage.py {cure} --database {using}."
             )
 
     def list_triggers(self, found: list[TriggerState], errors: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,26 +18,13 @@ from django.db import (
 
 from embedsync.database import told
 from embedsync.declaration import EmbeddingModel
+from embedsync.management.arguments import from_zero, whole_number
 from embedsync.management.signals import obeyed_signals
 from embedsync.progress import Progress, drain_progress
 from embedsync.status import chosen, statuses
 from embedsync.sweep import PAGE, RATE, Pace, estimate, sweep_all
 from embedsync.swept import KINDS, Swept, report
-
-
-def number(kind: Callable[[str], float], least: float) -> Callable[[str], float]:
-    """A type of arguments: a number that is not too small."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = least - 1
-        if not value >= least:
-            raise ArgumentTypeError(f"{text!r} is no number from {least} on")
-        return value
-
-    return parse
+from embedsync.words import plural
 
 
 class Command(BaseCommand):
@@ -53,21 +40,21 @@ class Command(BaseCommand):
         add("--database", default=DEFAULT_DB_ALIAS, help="default: default")
         add(
             "--rate",
-            type=number(float, 0),
+            type=from_zero,
             default=RATE,
             metavar="ROWS",
             help=f"rows a second, 0 for as fast as it goes (default: {RATE:.0f})",
         )
         add(
             "--page",
-            type=number(int, 1),
+            type=whole_number,
             default=PAGE,
             metavar="ROWS",
             help=f"rows to read at a time (default: {PAGE})",
         )
         add(
             "--max-seconds",
-            type=number(float, 0),
+            type=from_zero,
             metavar="S",
             help="end after so many; the next sweep goes on there",
         )
@@ -114,7 +101,11 @@ class Command(BaseCommand):
         if options["json"]:
             self.stdout.write(json.dumps(result))
         elif options["verbosity"]:
-            self.show(found, result["not_begun"], options)
+            self.show(found, options)
+            for label in [] if failure else result["not_begun"]:
+                self.stdout.write(f"{label}: not begun, the time is up")
+            if not wanted:
+                self.stdout.write(f"Nothing is embedded in database {using!r}.")
         if failure:
             raise CommandError(
                 f"Database {using!r} failed: {told(failure)}\n"
@@ -141,7 +132,7 @@ class Command(BaseCommand):
         finally:
             shown.close()
 
-    def show(self, found: list[Swept], not_begun: list[str], options: dict[str, Any]) -> None:
+    def show(self, found: list[Swept], options: dict[str, Any]) -> None:
         """The report for people."""
         for swept in found:
             if swept.error:
@@ -155,15 +146,11 @@ class Command(BaseCommand):
                     self.stdout.write(f"  {kind}: {', '.join(map(shown_key, keys))}{more}")
             for line in self.advice(swept, options):
                 self.stdout.write(f"  {line}")
-        for label in not_begun:
-            self.stdout.write(f"{label}: not begun, the time is up")
-        if not found and not not_begun:
-            self.stdout.write(f"Nothing is embedded in database {options['database']!r}.")
 
     def advice(self, swept: Swept, options: dict[str, Any]) -> Iterator[str]:
         """What has been done, and what is to be done."""
         if swept.resumed:
-            yield f"went on where an earlier sweep had stopped, after {swept.resumed:,} rows"
+            yield f"went on where an earlier sweep had stopped, after {plural(swept.resumed)}"
         if not swept.finished:
             yield "stopped before the end; the next sweep goes on there"
         if swept.enqueued:

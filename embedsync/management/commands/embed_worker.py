@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from embedsync.management.metrics import serve_metrics
 from embedsync.management.signals import obeyed_signals
 from embedsync.progress import drain_progress
 from embedsync.status import chosen
+from embedsync.words import plural
 from embedsync.worker import Worker
 
 logger = logging.getLogger("embedsync")
@@ -104,16 +106,23 @@ class Command(BaseCommand):
             raise CommandError(f"Database {worker.using!r} does not answer: {error}") from error
         if not worker.services:
             return
-        progress = drain_progress(worker.pending())
+        started, progress = time.monotonic(), drain_progress(worker.pending())
         worker.progress = progress.update
         try:
             worker.run(drain=True, max_seconds=max_seconds)
         finally:
             progress.close()
+        # Not a sum: a row that an event has brought may be looked at by a fill once more.
+        embedded, settled = worker.heartbeat.embedded, worker.heartbeat.settled
+        logger.info(
+            "%s embedded in %.1f s, %s looked at that needed no embedding",
+            *(plural(embedded), time.monotonic() - started, plural(settled - embedded)),
+        )
         waiting, parked = worker.queue.left(list(worker.services))
         if waiting or parked:
             logger.warning(
-                "%d rows wait for a later attempt or another worker, %d are parked", waiting, parked
+                "%s to wait for a later attempt or another worker, %s parked",
+                *(plural(waiting), plural(parked)),
             )
 
     def leave(self, said: str) -> None:
