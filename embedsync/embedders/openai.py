@@ -3,6 +3,7 @@
 import json
 import math
 import operator
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -239,6 +240,9 @@ class OpenAIEmbedder(Embedder):
                 default_headers=self.headers,
                 http_client=client_with(self.timeout),
             )
+            # Not left to the client itself: the order in which Python clears circles is open, and
+            # its sockets would warn that nobody has closed them.
+            weakref.finalize(self, client.close).atexit = False
         except Exception as error:
             raise ImproperlyConfigured(
                 f"No client of {self.base_url} could be made: check base_url, and the proxies and"
@@ -273,6 +277,10 @@ def explained() -> Iterator[None]:
         if status := getattr(error, "status_code", None):
             reason = reason_of(getattr(error, "body", None))
             error.args = (f"Error code: {status} - {reason}".removesuffix(" - "),)
+            if status < 400:
+                answer: Any = getattr(error, "response", None)
+                there = answer and answer.headers.get("Location")
+                raise RefusedError(f"base_url redirects to {there}: is that its place?") from error
         if getattr(error, "code", None) == OUT_OF_QUOTA:
             raise RefusedError(str(error)) from error
         raise
