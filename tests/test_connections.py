@@ -3,6 +3,7 @@
 import gc
 import gzip
 import json
+import multiprocessing
 import time
 import warnings
 from functools import partial
@@ -30,6 +31,32 @@ def test_it_is_kept_between_two_calls(make, provider):
     embedder = make()
     assert embedder.embed_query("a") != embedder.embed_query("b")
     assert (len(provider.calls), len(provider.connections)) == (2, 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_has_its_own(make, provider):
+    """Of one that two processes share, each would read what the other has asked for."""
+    embedder = make()
+    embedder.embed_query("warm")
+
+    def ask(text, answers):
+        answers.send(embedder.embed_query(text))
+
+    context = multiprocessing.get_context("fork")
+    asked, processes = {}, []
+    for text in ("a", "b"):
+        asked[text], there = context.Pipe(duplex=False)
+        processes.append(context.Process(target=ask, args=(text, there), daemon=True))
+        processes[-1].start()
+        there.close()
+    for text, answers in asked.items():
+        assert answers.poll(10)
+        assert answers.recv() == make().embed_query(text)
+    for process in processes:
+        process.join(10)
+    assert embedder.embed_query("c") == make().embed_query("c")
+    # One of this embedder, one of each fork, and one of each that was made to compare.
+    assert len(provider.connections) == 1 + 2 + 3
 
 
 def test_one_that_is_forgotten_is_closed(make):

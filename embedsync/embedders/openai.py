@@ -3,6 +3,7 @@
 import json
 import math
 import operator
+import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,6 +102,7 @@ class OpenAIEmbedder(Embedder):
         self._max_tokens = max_tokens
         self._api_key = api_key
         self._key_env = api_key_env or self.preset.key_env
+        self._clients: dict[int, Any] = {}  # by process
         self._said_extra = json.dumps(self.extra_body, sort_keys=True)
 
     @property
@@ -223,8 +225,16 @@ class OpenAIEmbedder(Embedder):
         words = [word for value in self.headers.values() for word in value.split()]
         return [word for word in words if len(word) > SHORTEST_SECRET]
 
-    @cached_property
+    @property
     def _client(self) -> Any:
+        # A fork has copies of its connections, where it would read its parent's answers. The
+        # parent's client stays: to close it might wait for a lock that a thread of the parent held.
+        process = os.getpid()
+        if process not in self._clients:
+            self._clients[process] = self._new_client()
+        return self._clients[process]
+
+    def _new_client(self) -> Any:
         try:
             from openai import OpenAI, Timeout
         except ImportError as error:
