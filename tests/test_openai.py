@@ -190,6 +190,8 @@ class TestSettings:
         [
             ({"provider": "opanai"}, "there is no 'opanai'; choose of 'openai', 'azure'"),
             ({"provider": "tei"}, r"OPTIONS\['base_url'\]: provider 'tei' needs one"),
+            ({"base_url": "tei:8080/v1"}, r"OPTIONS\['base_url'\] has to begin with 'http://'"),
+            ({"api_key": 42}, r"OPTIONS\['api_key'\] has to be a string"),
             ({"base_url": "http://me:secret@host/v1"}, r"OPTIONS\['base_url'\] has a password"),
             ({"model": ""}, "OpenAIEmbedder needs MODEL"),
             ({"encoding_format": "int8"}, "'base64' or 'float'"),

@@ -17,7 +17,6 @@ from embedsync.embedders.base import Embedder, EmbedderError, RefusedError
 from embedsync.embedders.deadline import client_with
 from embedsync.embedders.keys import found_key, unsaid
 from embedsync.embedders.presets import PRESETS, Preset, preset_of
-from embedsync.embedders.trouble import HARMLESS, trouble_of
 from embedsync.embedders.usage import tokens_of
 
 BATCH_SIZE = 128  # answered within seconds; larger ones save little
@@ -75,6 +74,12 @@ class OpenAIEmbedder(Embedder):
             raise ImproperlyConfigured(f"{type(self).__name__} needs MODEL: the name of a model.")
         if not self.base_url:
             raise ImproperlyConfigured(f"OPTIONS['base_url']: provider {provider!r} needs one.")
+        if not str(self.base_url).startswith(("http://", "https://")):
+            raise ImproperlyConfigured(
+                "OPTIONS['base_url'] has to begin with 'http://' or 'https://'."
+            )
+        if not isinstance(api_key, str | None):
+            raise ImproperlyConfigured("OPTIONS['api_key'] has to be a string.")
         if "@" in urlsplit(self.base_url).netloc:
             raise ImproperlyConfigured("OPTIONS['base_url'] has a password in it: use api_key.")
         if encoding_format not in ("base64", "float"):
@@ -152,31 +157,12 @@ class OpenAIEmbedder(Embedder):
             yield request
 
     def _ask(self, texts: list[str], *, query: bool = False) -> Answer:
-        """One request.
-
-        A provider says the same of a bad text and of a bad request: a model that it does not have,
-        dimensions that the model cannot return. So what it says of a single text is compared with
-        what it says of a harmless one, or else each text would be blamed in turn.
-        """
-        try:
-            return self._answer(texts, query=query)
-        except Exception as error:
-            if query or len(texts) > 1 or not is_rejection(error):
-                raise
-            self.usage.add(calls=1)
-            try:
-                self._answer([HARMLESS], query=query)
-            except Exception as second:
-                if is_rejection(second):
-                    raise RefusedError(f"{self.base_url} refuses any text: {error}") from error
-                raise
-            raise
-
-    def _answer(self, texts: list[str], *, query: bool) -> Answer:
+        """One request."""
         with unsaid(self._key, *self._header_words), explained():
             client = self._client
             try:
                 rows, tokens = self._rows(client, texts, query=query)
+                return [scaled(row) for row in rows] if self.normalize else rows, tokens
             except UnicodeEncodeError:
                 raise
             except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -184,7 +170,6 @@ class OpenAIEmbedder(Embedder):
                     f"{self.base_url} answers with something other than vectors: is base_url"
                     f" right? ({type(error).__name__}: {error})"
                 ) from error
-        return [scaled(row) for row in rows] if self.normalize else rows, tokens
 
     def _rows(self, client: Any, texts: list[str], *, query: bool) -> Answer:
         """What a single request returns, in the order of ``texts``."""
@@ -303,11 +288,6 @@ def reason_of(body: Any) -> str:
     if isinstance(body, list):
         return "; ".join(reason_of(item) for item in body)
     return " ".join(body.split())[:REASON_LENGTH] if isinstance(body, str) else ""
-
-
-def is_rejection(error: Exception) -> bool:
-    """Whether a provider has answered that it does not take what it was sent."""
-    return hasattr(error, "status_code") and trouble_of(error) is None
 
 
 def scaled(row: list[float]) -> list[float]:
