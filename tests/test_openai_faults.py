@@ -242,6 +242,7 @@ class TestKeys:
         error, trouble = failure(embedder, ["a"])
         logging.getLogger("embedsync").error("it failed", exc_info=error)
         said = [str(error), repr(error), str(trouble), caplog.text, repr(embedder)]
+        said += map(str, vars(error).values())
         assert "Incorrect API key provided: ***" in str(error)
         for secret in (KEY, KEY[:7], KEY[-4:]):
             assert not any(secret in text for text in [*said, embedder.query_fingerprint])

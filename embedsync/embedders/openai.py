@@ -132,7 +132,9 @@ class OpenAIEmbedder(Embedder):
         for number, request in enumerate(self._cut(texts, self.inputs)):
             self.usage.add(calls=1 if number else 0)  # the first has been counted
             found, tokens = self._ask(request)
-            self.usage.add(tokens=tokens if type(tokens) is int else tokens_of(request))
+            if type(tokens) is not int or tokens < 0:
+                tokens = tokens_of(request)
+            self.usage.add(tokens=tokens)
             rows += found
         return rows
 
@@ -184,7 +186,13 @@ class OpenAIEmbedder(Embedder):
         answer = client.embeddings.create(
             model=self.model, input=texts, extra_body=extra, **options
         )
-        found = {operator.index(item.index): item.embedding for item in answer.data}
+        numbers: list[Any] = [getattr(item, "index", None) for item in answer.data]
+        if all(number is None for number in numbers):
+            numbers = list(range(len(numbers)))
+        elif None in numbers:
+            raise EmbedderError(f"{self.base_url} numbers some of its vectors, and others not.")
+        items = zip(numbers, answer.data, strict=True)
+        found = {operator.index(number): item.embedding for number, item in items}
         if not all(found.values()):
             raise ValueError("empty vectors")
         if sorted(found) != list(range(len(texts))) or len(answer.data) != len(texts):
@@ -271,7 +279,10 @@ def explained() -> Iterator[None]:
     except Exception as error:
         if status := getattr(error, "status_code", None):
             reason = reason_of(getattr(error, "body", None))
-            error.args = (f"Error code: {status} - {reason}".removesuffix(" - "),)
+            said = f"Error code: {status} - {reason}".removesuffix(" - ")
+            # The library keeps what was answered in more than one place.
+            error.args = (said,)
+            vars(error).update(message=said, body=None)
             if status < 400:
                 answer: Any = getattr(error, "response", None)
                 there = answer and answer.headers.get("Location")
