@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,6 +29,7 @@ WITHOUT_EFFECT = {
     "trust_remote_code",
     "proxies",
 }
+AGAIN_SECONDS = 30.0  # until a model that could not be loaded is tried again
 SAMPLES, SAMPLE_BYTES = 256, 16_384
 DOCUMENT_PROMPTS = (
     "document",
@@ -164,6 +166,8 @@ class SentenceTransformerEmbedder(Embedder):
             options["token"] = token.strip()
         self.options = options
         self._loading = threading.Lock()
+        self._failed = ""
+        self._again_at = 0.0
 
     @cached_property
     def name(self) -> str:
@@ -266,7 +270,14 @@ class SentenceTransformerEmbedder(Embedder):
     @property
     def _loaded(self) -> Any:
         with self._loading:
-            return self._model
+            # Each search would wait in turn for the hub's client to give up, a minute or more.
+            if self._failed and time.monotonic() < self._again_at:
+                raise ImproperlyConfigured(self._failed)
+            try:
+                return self._model
+            except ImproperlyConfigured as error:
+                self._failed, self._again_at = str(error), time.monotonic() + AGAIN_SECONDS
+                raise
 
     @cached_property
     def _model(self) -> Any:
