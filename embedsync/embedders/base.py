@@ -93,7 +93,8 @@ class Embedder(ABC):
 
         Raise ``UnavailableError`` where the provider is in trouble and ``RefusedError`` where it
         refuses; failed connections and HTTP statuses are known without (``trouble.py``). Whatever
-        else is raised is blamed on a text, and the one that it is about is searched for.
+        else is raised is blamed on a text, and the one that it is about is searched for; unless no
+        text is answered, which is the provider's trouble.
         """
 
     def calls_for(self, texts: Sequence[str]) -> Iterator[list[str]]:

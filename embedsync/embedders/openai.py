@@ -284,8 +284,8 @@ def explained() -> Iterator[None]:
             error.args = (said,)
             vars(error).update(message=said, body=None)
             if status < 400:
-                answer: Any = getattr(error, "response", None)
-                there = answer and answer.headers.get("Location")
+                headers: Any = getattr(getattr(error, "response", None), "headers", {})
+                there = headers.get("Location", "nowhere")
                 raise RefusedError(f"base_url redirects to {there}: is that its place?") from error
         if getattr(error, "code", None) == OUT_OF_QUOTA:
             raise RefusedError(str(error)) from error
