@@ -15,7 +15,7 @@ from embedsync.breaker import Breaker
 from embedsync.budget import Budget
 from embedsync.chunks import Chunks
 from embedsync.declaration import EmbeddingModel, declaration_of
-from embedsync.embedders import Embedder, MismatchError, UnavailableError
+from embedsync.embedders import Embedder, MismatchError, RefusedError, UnavailableError
 from embedsync.embedders.trouble import HARMLESS, trouble_of
 from embedsync.recent import Made, Recent
 from embedsync.space import stored
@@ -122,6 +122,9 @@ class Service:
         and is to blame if it fails again and a harmless text does not.
         ``suspect`` says that the text has failed before.
 
+        And an embedder may fail for all texts. So one that fails alone is to blame only if another
+        has been answered since the last that was to blame: one of these, or else a harmless one.
+
         A text that several rows have is embedded once, and not at all where it was a while ago.
         """
         found, how = Embedded(), declaration_of(self.sidecar)
@@ -137,6 +140,8 @@ class Service:
             # of like length, and those of a row are wanted together.
             wanted.sort(key=len, reverse=True)
         after_trouble, is_answered = self.breaker.failures > 0, False
+        unproven: list[str] = []  # of the rows in found.failed
+        may_blame = False
         calls = []
         if after_trouble and wanted:
             calls.append([wanted.pop(random.randrange(len(wanted)))])  # noqa: S311
@@ -153,22 +158,58 @@ class Service:
             except Exception as error:
                 trouble = trouble_of(error)
                 doubted = suspect or (after_trouble and is_answered)
-                if trouble is not None and not (doubted and self._blames(trouble, asked, stopped)):
+                is_blamed = bool(trouble and doubted and self._blames(trouble, asked, stopped))
+                if trouble is not None and not is_blamed:
                     found.trouble = trouble
                     # At once, before another thread's next call.
                     self.breaker.failed(trouble)
                 elif len(asked) > 1:
                     calls[:0] = halves(asked)
                 else:
-                    found.failed.update((pk, error) for pk, _ in same[asked[0]])
+                    blamed = [pk for pk, _ in same[asked[0]] if pk not in found.failed]
+                    found.failed.update(dict.fromkeys(blamed, error))
+                    unproven += blamed
+                    may_blame = may_blame or is_blamed
+                    # Else what comes next may be answered, and then it costs no call.
+                    if not may_blame and (after_trouble or len(unproven) > len(blamed)):
+                        found.trouble = self._trouble_with_all(error)
+                        may_blame = found.trouble is None
             else:
                 self.breaker.answered()
-                is_answered = True
+                is_answered = may_blame = True
                 cut = self._too_long(asked)
                 for text, made in zip(asked, map(Made, vectors, cut), strict=True):
                     found.add(same[text], made)
                     self.recent.keep(text, made)
+            if unproven and may_blame:
+                unproven.clear()
+                may_blame = False
+        if unproven and found.trouble is None and not stopped():
+            found.trouble = self._trouble_with_all(found.failed[unproven[0]])
+            if found.trouble is None:
+                unproven.clear()
+        for pk in unproven:
+            found.failed.pop(pk, None)
         return found
+
+    def _trouble_with_all(self, error: Exception) -> Exception | None:
+        """Why a harmless text fails as well as one that failed with ``error``; None if it does not.
+
+        Then the provider or the settings are to blame: a model that it does not have, dimensions
+        that the model cannot return, an answer of another shape.
+        """
+        try:
+            self.embedder.checked_rows([HARMLESS])
+        except (MismatchError, ImproperlyConfigured) as second:
+            return second
+        except Exception as second:
+            trouble = trouble_of(second) or RefusedError(
+                f"No text can be embedded. Of one: {type(error).__name__}: {error}; of"
+                f" {HARMLESS!r}: {type(second).__name__}: {second}"
+            )
+            self.breaker.failed(trouble)
+            return trouble
+        return None
 
     def _too_long(self, texts: list[str]) -> list[bool]:
         if self.chunks is None:  # passages are cut to what the model reads

@@ -72,6 +72,10 @@ def embedder_of(server, /, **options):
     return OpenAIEmbedder(**{**given, **options})
 
 
+class KeepAlive(OpenAIProvider):
+    protocol = "HTTP/1.1"
+
+
 class CohereProvider(Provider):
     @property
     def url(self):

@@ -46,13 +46,17 @@ def drip(body):
 class Provider:
     """``answer(texts)`` gives status, headers and what becomes JSON; ``calls`` are the texts.
 
-    ``heard`` are the path and the headers of each call. What is a string is sent as it is.
+    ``heard`` are the path and the headers of each call, ``connections`` where they came from. What
+    is a string or bytes is sent as it is.
     """
+
+    protocol = "HTTP/1.0"  # which has a connection for each call
 
     def __init__(self, server):
         self.server = server
         self.calls = []
         self.heard = []
+        self.connections = set()
         self.answer = self.works
         self._embedder = HashingEmbedder(model="", dimensions=64)
 
@@ -82,13 +86,18 @@ class Provider:
 @contextmanager
 def running_provider(kind=Provider):
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = kind.protocol
+
         def do_POST(self):
             texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             headers = {name.lower(): value for name, value in self.headers.items()}
             provider.heard.append((self.path, headers))
+            provider.connections.add(self.client_address)
             provider.calls.append(texts)
             status, headers, content = provider.answer(texts)
-            body = (content if isinstance(content, str) else json.dumps(content)).encode()
+            if not isinstance(content, (str, bytes)):
+                content = json.dumps(content)
+            body = content.encode() if isinstance(content, str) else content
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)

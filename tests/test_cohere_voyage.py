@@ -131,3 +131,9 @@ def test_keys(monkeypatch, kind, variable):
     assert kind(model="m", dimensions=3)._key == KEY
     fingerprints = {kind(model="m", dimensions=3).fingerprint for kind in (CohereEmbedder, kind)}
     assert KEY not in str(fingerprints)
+
+
+@pytest.mark.parametrize("kind", [CohereEmbedder, VoyageEmbedder])
+def test_there_is_no_provider_to_choose(kind):
+    with pytest.raises(ImproperlyConfigured, match="an option of OpenAIEmbedder alone"):
+        kind(model="m", dimensions=3, provider="openai")

@@ -57,6 +57,46 @@ class TestAnswers:
             Given(kind([[1.0, 0.0, 0.0]])).checked_documents(["a", "b"])
 
 
+class TestNoVectors:
+    """What is none must not be taken for one of another length: that would be a migration."""
+
+    @pytest.mark.parametrize(
+        "vectors",
+        [
+            None,
+            7,
+            [None],
+            [0],
+            ["abc"],
+            ["a text"],
+            [b""],
+            [[]],
+            [[None] * 3],
+            [["1", "2"]],
+            [[[1.0, 0.5, 0.0]]],
+            [{"values": [1.0]}],
+            [[10**400, 1.0, 1.0]],
+            np.zeros((1, 0)),
+            np.ones((1, 1, 3)),
+            np.ones((1, 3, 1)),
+            np.ones(1),
+            np.array(5.0),
+            np.array([["a", "b"]]),
+        ],
+        ids=lambda vectors: repr(vectors)[:30],
+    )
+    def test_other_things(self, vectors):
+        with pytest.raises(EmbedderError, match="something other than vectors") as caught:
+            Given(vectors).checked_documents(["a"])
+        assert not isinstance(caught.value, MismatchError)
+
+
+def test_half_a_character_is_no_search_text():
+    with pytest.raises(ValueError, match="a lone surrogate") as caught:
+        HashingEmbedder(model="", dimensions=64).checked_query("a \ud800")
+    assert type(caught.value) is ValueError
+
+
 class TestHashing:
     embedder = HashingEmbedder(model="", dimensions=64)
 

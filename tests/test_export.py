@@ -197,6 +197,16 @@ class TestQuantised:
         alone = [quantised.embed_documents([text])[0] for text in TEXTS]
         assert np.array_equal(together, alone)
 
+    @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+    def test_what_is_not_installed_is_said_before_the_model_is_loaded(
+        self, folder, monkeypatch, missing
+    ):
+        monkeypatch.setitem(sys.modules, missing, None)
+        unloaded = SentenceTransformerEmbedder(model="no/such-model", dimensions=384)
+        with pytest.raises(ImproperlyConfigured, match=r"needs the extra embedsync\[export\]"):
+            export(unloaded, folder / "missing")
+        assert not (folder / "missing").exists()
+
     def test_needs_onnx(self, mxbai, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
         with pytest.raises(ImproperlyConfigured, match=r"embedsync\[export\]: pip install onnx"):

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from django.core.management import CommandError, call_command
 
+from embedsync.breaker import Breaker
 from embedsync.embedders import RefusedError, get_embedder
 from embedsync.embedders.openai import OpenAIEmbedder
 from embedsync.embedders.sentence_transformers import SentenceTransformerEmbedder
 from embedsync.embedders.trouble import trouble_of
 from embedsync.models import Ledger
+from embedsync.service import Service
 from example_project.films.models import Movie
 from example_project.minilm import MODEL_DIRECTORY
 from tests.infinity import KEY, PROGRAM, running_infinity
@@ -102,17 +104,24 @@ def test_a_text_that_is_too_long_is_to_blame(make):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"model": "none"}, "refuses any text: .* Invalid model: .*`none` not found"),
         ({"api_key": "sk-of-somebody-else"}, "401 - Unauthorized"),
         ({"provider": "vllm", "path": "/v1"}, "404 - Not Found"),
     ],
-    ids=["wrong model", "wrong key", "wrong path"],
+    ids=["wrong key", "wrong path"],
 )
 def test_what_it_refuses(make, infinity, options, said):
     options = {"base_url": infinity + options.pop("path", ""), **options}
     with pytest.raises(Exception, match=said) as caught:
         make(**options).checked_rows(["a film"])
     assert isinstance(trouble_of(caught.value), RefusedError)
+
+
+def test_a_wrong_model_is_no_texts_fault(make):
+    service = Service(Movie.embedding.model, make(model="none"), Breaker(), None)
+    found = service.embed({("1", 0): "a film"}, lambda: False)
+    assert isinstance(found.trouble, RefusedError)
+    assert found.failed == {}
+    assert "`none` not found" in str(found.trouble)
 
 
 def films(count):

@@ -10,10 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import sentence_transformers
+from django.core.exceptions import ImproperlyConfigured
 
 from embedsync.embedders.sentence_transformers import SentenceTransformerEmbedder
 from tests import tiny
 from tests.test_local_models import errors_of
+from tests.workers import Clock
 
 COMMITS = {"a" * 40: 1, "b" * 40: 2}
 
@@ -93,3 +95,24 @@ def test_it_is_loaded_once_by_whatever_threads_ask_first(cache, monkeypatch):
     for thread in threads:
         thread.join()
     assert loaded == [1]
+
+
+def test_one_that_cannot_be_loaded_is_not_tried_at_each_search(cache, monkeypatch):
+    """Without a network each try may take the hub's client a minute, and others wait for it."""
+    tried = []
+
+    def fail(*_, **__):
+        tried.append(1)
+        raise OSError("no network")
+
+    clock = Clock()
+    monkeypatch.setattr("embedsync.embedders.sentence_transformers.time", clock)
+    with monkeypatch.context() as patched:
+        patched.setattr(sentence_transformers, "SentenceTransformer", fail)
+        model = embedder(cache)
+        for _ in range(3):
+            with pytest.raises(ImproperlyConfigured, match="no network"):
+                model.embed_query("a")
+        assert tried == [1]
+    clock.now += 31.0
+    assert len(model.embed_query("a")) == 8

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import sentence_transformers
 import torch
 from django.core.exceptions import ImproperlyConfigured
 from transformers import AutoModel, AutoTokenizer
@@ -99,11 +100,28 @@ class TestOptions:
             same,
             {"local_files_only": True, "dtype": "float32"},
             {"token": "hf_x"},
+            {"use_auth_token": "hf_x", "proxies": {"https": "http://me:secret@proxy"}},
         ):
             assert embedder("a/b", **options).fingerprint == plain
+        for options in ({"use_auth_token": "hf_x"}, {"proxies": {"https": "http://me:x@proxy"}}):
+            assert "me:x" not in embedder("a/b", model_kwargs=options).fingerprint
+            assert "hf_x" not in embedder("a/b", model_kwargs=options).fingerprint
         prompted = embedder("a/b", query_prompt="query: ")
         assert prompted.fingerprint == plain
         assert prompted.query_fingerprint != embedder("a/b").query_fingerprint
+
+    def test_no_error_has_their_secrets(self, monkeypatch):
+        secrets = ["hf_abcdefghijkl", "hf_mnopqrstuvwx", "passworded"]
+
+        def refuse(*_, **__):
+            raise OSError(f"who is {' and '.join(secrets)}?")
+
+        monkeypatch.setattr(sentence_transformers, "SentenceTransformer", refuse)
+        proxies = {"https": f"http://me:{secrets[2]}@proxy"}
+        kwargs = {"use_auth_token": secrets[1], "proxies": proxies}
+        with pytest.raises(ImproperlyConfigured, match=r"who is \*\*\*") as caught:
+            embedder("a/b", use_auth_token=secrets[0], model_kwargs=kwargs).embed_query("a")
+        assert not any(secret in str(caught.value) for secret in secrets)
 
     @pytest.mark.parametrize(
         ("options", "said"),

@@ -147,6 +147,31 @@ class TestAnswers:
             make().checked_documents(["a", "b", "c"])
         assert trouble_of(caught.value) is None
 
+    @pytest.mark.parametrize("number", [{}, {"index": None}], ids=["none", "null"])
+    def test_without_indexes_the_order_counts(self, make, provider, number):
+        expected = make().embed_documents(["a", "b", "c"])
+        provider.change = lambda items: [
+            {"object": "embedding", "embedding": item["embedding"], **number} for item in items
+        ]
+        assert make().embed_documents(["a", "b", "c"]) == expected
+
+    def test_some_indexes_are_none(self, make, provider):
+        provider.change = lambda items: [{**items[0], "index": None}, *items[1:]]
+        with pytest.raises(EmbedderError, match="numbers some of its vectors") as caught:
+            make().checked_documents(["a", "b"])
+        assert trouble_of(caught.value) is None
+
+    @pytest.mark.parametrize("tokens", [-5, "5", None], ids=str)
+    def test_a_count_of_tokens_that_is_none(self, make, provider, tokens):
+        def answer(body):
+            status, headers, content = provider.works(body)
+            return status, headers, {**content, "usage": {"total_tokens": tokens}}
+
+        provider.answer = answer
+        embedder = make()
+        embedder.checked_documents(["a text"])
+        assert embedder.usage.take() == (1, 2)
+
     def test_vectors_are_brought_to_length_one(self, make, provider):
         provider.length = 0.61
         assert math.hypot(*make().checked_rows(["red apple"])[0]) == pytest.approx(1)
@@ -174,9 +199,8 @@ class TestAnswers:
             (200, JSON, {"data": []}),
             (200, JSON, {"vectors": [[1.0]]}),
             (200, JSON, {"data": [{"index": 0, "embedding": "?"}]}),
-            (200, JSON, {"data": [{"embedding": [1.0]}]}),
         ],
-        ids=["a page", "half of it", "nothing", "another protocol", "no base64", "no index"],
+        ids=["a page", "half of it", "nothing", "another protocol", "no base64"],
     )
     def test_what_is_no_answer_is_no_texts_fault(self, make, provider, answer):
         provider.answer = lambda body: answer
@@ -190,6 +214,8 @@ class TestSettings:
         [
             ({"provider": "opanai"}, "there is no 'opanai'; choose of 'openai', 'azure'"),
             ({"provider": "tei"}, r"OPTIONS\['base_url'\]: provider 'tei' needs one"),
+            ({"base_url": "tei:8080/v1"}, r"OPTIONS\['base_url'\] has to begin with 'http://'"),
+            ({"api_key": 42}, r"OPTIONS\['api_key'\] has to be a string"),
             ({"base_url": "http://me:secret@host/v1"}, r"OPTIONS\['base_url'\] has a password"),
             ({"model": ""}, "OpenAIEmbedder needs MODEL"),
             ({"encoding_format": "int8"}, "'base64' or 'float'"),

@@ -11,6 +11,7 @@ from django.db import connection
 from django.utils import timezone
 
 from embedsync.embedders import get_embedder
+from embedsync.embedders.trouble import HARMLESS
 from embedsync.models import Ledger, SidecarState
 from embedsync.passages import Given, Rewritten
 from embedsync.signals import embeddings_updated
@@ -199,7 +200,8 @@ def test_one_bad_passage_ends_its_row(drain, asked, monkeypatch, settings):
     drain()  # the first fill, which would have it embedded once more
     write(*(["FAIL"] * 3), "a", *(f"FAIL{n}" for n in range(8)))
     drain()
-    assert len(asked.calls) == 3
+    assert len(asked.calls) == 4
+    assert asked.calls[3] == [HARMLESS]
 
 
 def test_rows_are_whole_as_early_as_can_be(drain, asked):

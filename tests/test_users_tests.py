@@ -73,7 +73,7 @@ def test_the_pages_tests_pass_with_pytest(tested):
     project, provider = tested
     status, output = run(project, *PYTEST)
     assert status == 0, output
-    assert re.search(r"^15 passed", output, re.MULTILINE), output
+    assert re.search(r"^16 passed", output, re.MULTILINE), output
     assert provider.calls  # by the contract; all others had fakes
     assert not any("Red Dust" in text for sent in provider.calls for text in sent["inputs"])
 

@@ -17,7 +17,7 @@ class Unlike(HashingEmbedder):
 
     def __init__(self, *, model, dimensions):
         if model.endswith("-another"):
-            raise ValueError("there is no such model")
+            raise FileNotFoundError("there is no such model")
         super().__init__(model=model, dimensions=dimensions)
 
     def embed_documents(self, texts):
@@ -59,6 +59,30 @@ class OfTheBatch(HashingEmbedder):
     def embed_documents(self, texts):
         vectors = np.array(super().embed_documents(texts))
         return vectors + vectors.mean(axis=0)
+
+
+class PartsAsTheyCome(HashingEmbedder):
+    def embed_documents(self, texts):
+        vectors = super().embed_documents(texts)
+        parts = [vectors[start : start + 8] for start in range(0, len(vectors), 8)]
+        return [vector for part in parts[::-1] for vector in part]
+
+
+class SortedWhereMany(HashingEmbedder):
+    def embed_documents(self, texts):
+        return super().embed_documents(sorted(texts, key=len) if len(texts) > 5 else texts)
+
+
+class RepeatsItself(HashingEmbedder):
+    def embed_documents(self, texts):
+        vectors = super().embed_documents(texts)
+        return vectors[:16] + vectors[15:16] * len(vectors[16:])
+
+
+class OfALargeBatch(OfTheBatch):
+    def embed_documents(self, texts):
+        few = HashingEmbedder.embed_documents(self, texts)
+        return super().embed_documents(texts) if len(texts) >= 32 else few
 
 
 class Random(HashingEmbedder):

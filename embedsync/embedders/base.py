@@ -93,7 +93,8 @@ class Embedder(ABC):
 
         Raise ``UnavailableError`` where the provider is in trouble and ``RefusedError`` where it
         refuses; failed connections and HTTP statuses are known without (``trouble.py``). Whatever
-        else is raised is blamed on a text, and the one that it is about is searched for.
+        else is raised is blamed on a text, and the one that it is about is searched for; unless no
+        text is answered, which is the provider's trouble.
         """
 
     def calls_for(self, texts: Sequence[str]) -> Iterator[list[str]]:
@@ -122,29 +123,53 @@ class Embedder(ABC):
         return self._check(self.embed_documents(texts), len(texts))
 
     def checked_query(self, text: str) -> list[float]:
-        """``embed_query``, with its answer checked. A blank ``text`` raises ``ValueError``."""
+        """``embed_query``, with its answer checked.
+
+        Raises ``ValueError`` where ``text`` is blank, or no text that can be sent or read.
+        """
         if not text.strip():
             raise ValueError("The text to search for is blank: give it some words.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                "The text to search for has half a character in it, a lone surrogate: no model"
+                " reads that."
+            ) from error
         return [float(value) for value in self._check([self.embed_query(text)], 1)[0]]
 
     def _check(self, vectors: Vectors, expected: int) -> list[Any]:
-        rows = [row if hasattr(row, "dtype") else list(row) for row in vectors]
+        try:
+            rows = [row if hasattr(row, "dtype") else list(row) for row in vectors]
+            lengths = [len(row) for row in rows]
+        except TypeError as error:
+            raise self._no_vectors(error) from error
         if len(rows) != expected:
             raise EmbedderError(f"{self.fingerprint} returned {len(rows)} vectors for {expected}.")
-        for row in rows:
-            if len(row) != self.dimensions:
+        for row, length in zip(rows, lengths, strict=True):
+            if length != self.dimensions:
+                # Of what is no vector the length says nothing of the model.
+                if not length or not is_vector(row):
+                    raise self._no_vectors(f"{length} components, or none that are numbers")
                 raise MismatchError(
-                    f"{self.fingerprint} returns vectors of {len(row)} dimensions and"
+                    f"{self.fingerprint} returns vectors of {length} dimensions and"
                     f" EMBEDSYNC_EMBEDDERS declares {self.dimensions}. Nothing was written."
-                    f" Set DIMENSIONS to {len(row)} and run makemigrations."
+                    f" Set DIMENSIONS to {length} and run makemigrations."
                 )
-        # NaN fails both comparisons.
-        if not all(SHORTEST <= norm <= LONGEST for norm in self._norms(vectors, rows)):
+        try:
+            # NaN fails both comparisons.
+            is_findable = all(SHORTEST <= norm <= LONGEST for norm in self._norms(vectors, rows))
+        except (TypeError, OverflowError) as error:
+            raise self._no_vectors(error) from error
+        if not is_findable:
             raise EmbedderError(
                 f"{self.fingerprint} returned a vector that is zero, not finite or too long for a"
                 " halfvec; no search would ever find it."
             )
         return rows
+
+    def _no_vectors(self, why: object) -> EmbedderError:
+        return EmbedderError(f"{self.fingerprint} returned something other than vectors: {why}.")
 
     @staticmethod
     def _norms(vectors: Any, rows: list[Any]) -> list[float]:
@@ -154,3 +179,12 @@ class Embedder(ABC):
             norms: list[float] = np.linalg.norm(vectors, axis=1).tolist()
             return norms
         return [math.hypot(*row) for row in rows]
+
+
+def is_vector(row: Any) -> bool:
+    """Whether something with a length has numbers, and nothing else, as components."""
+    try:
+        math.hypot(*row)
+    except (TypeError, OverflowError):
+        return False
+    return True

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
+
 from embedsync.embedders.base import EmbedderError
 from embedsync.embedders.openai import Answer, OpenAIEmbedder
 from embedsync.embedders.presets import Preset
@@ -23,6 +25,8 @@ class CohereEmbedder(OpenAIEmbedder):
     """
 
     def __init__(self, *, model: str, dimensions: int, **options: Any) -> None:
+        if "provider" in options:
+            raise ImproperlyConfigured("OPTIONS['provider'] is an option of OpenAIEmbedder alone.")
         super().__init__(model=model, dimensions=dimensions, provider=COHERE, **options)
 
     def _rows(self, client: Any, texts: list[str], *, query: bool) -> Answer:

@@ -3,15 +3,16 @@
 import time
 from typing import Any
 
-OF_THE_CONNECTION = {"content-encoding", "content-length", "transfer-encoding"}
-
 
 def client_with(seconds: float) -> Any:
     """An HTTP client for the openai library that gives an answer so many seconds to be whole.
 
     A server that sends a byte now and then keeps within any timeout of the library's own client.
-    Whatever comes too late raises ``TimeoutError``. Headers alone may drip, as long as each read
-    keeps within the timeout: they are out of reach here.
+    Whatever comes too late raises ``TimeoutError``; the last piece is waited for once more, so that
+    it may take twice as long. Headers alone may drip, as long as each read keeps within the
+    timeout: they are out of reach here.
+
+    It follows no redirect: what is sent, and the headers of a gateway, are for one server.
     """
     from openai import DefaultHttpxClient
 
@@ -23,7 +24,8 @@ def client_with(seconds: float) -> Any:
                 return response
             pieces = []
             try:
-                for piece in response.iter_bytes():
+                # As they come: of a compressed answer nothing may come out for a long time.
+                for piece in response.iter_raw():
                     pieces.append(piece)
                     if time.monotonic() > end:
                         raise TimeoutError(f"no whole answer within {seconds} s")
@@ -31,14 +33,9 @@ def client_with(seconds: float) -> Any:
                 response.close()
             return type(response)(
                 response.status_code,
-                headers=[
-                    (name, value)
-                    for name, value in response.headers.multi_items()
-                    if name.lower() not in OF_THE_CONNECTION
-                ],
+                headers=response.headers,
                 content=b"".join(pieces),
                 request=response.request,
-                history=response.history,
             )
 
-    return Client()
+    return Client(follow_redirects=False)

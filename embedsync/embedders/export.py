@@ -70,6 +70,7 @@ def export(
         raise ExportError(f"{directory} exists: name another directory, or add --force.")
     if directory.exists() and not (directory / DESCRIPTION).exists():
         raise ExportError(f"{directory} is no export, and is not replaced: name another directory.")
+    made_with = versions()  # of what is missing it says what to install
     model = supported(embedder)
     texts = sample_texts(sample, model.max_seq_length)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def export(
         write_graph(model, made / GRAPH, smooth_on=texts if precision == INT8 else ())
         if precision == INT8:
             quantise(made / GRAPH)
-        description = describe(embedder, model, made, precision)
+        description = describe(embedder, model, made, precision, made_with)
         write_description(made, description)
         cosines = agreement(embedder, made, texts)
         cosine = float(cosines.min() if precision == FLOAT32 else cosines.mean())
@@ -282,7 +283,11 @@ def write_probe(file: Path) -> None:
 
 
 def describe(
-    embedder: SentenceTransformerEmbedder, model: Any, directory: Path, precision: str
+    embedder: SentenceTransformerEmbedder,
+    model: Any,
+    directory: Path,
+    precision: str,
+    made_with: dict[str, str],
 ) -> Description:
     """What is to be said of the files in ``directory``."""
     with model.truncate_embeddings(None):
@@ -299,13 +304,14 @@ def describe(
         precision=precision,
         digest=digest_of_files(directory),
         cosine=0.0,
-        made_with=versions(),
+        made_with=made_with,
     )
 
 
 def versions() -> dict[str, str]:
     """Of what makes an export. Raises ``ImproperlyConfigured`` where it is not installed."""
     try:
+        import onnx  # noqa: F401
         import onnxruntime
         import torch
     except ImportError as error:

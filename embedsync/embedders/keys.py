@@ -41,11 +41,15 @@ def unsaid(*secrets: str) -> Iterator[None]:
         yield
     except Exception as error:
         pattern = "|".join(pattern_of(secret) for secret in secrets if secret)
+
+        def masked(said: object) -> object:
+            return re.sub(pattern, "***", said) if isinstance(said, str) else said
+
         for cause in causes(error) if pattern else ():
-            cause.args = tuple(
-                re.sub(pattern, "***", said) if isinstance(said, str) else said
-                for said in cause.args
-            )
+            cause.args = tuple(map(masked, cause.args))
+            own = vars(cause)
+            if "message" in own:  # of the openai library's, besides the arguments
+                own["message"] = masked(own["message"])
         raise
 
 

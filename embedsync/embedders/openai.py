@@ -3,6 +3,8 @@
 import json
 import math
 import operator
+import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,7 +17,6 @@ from embedsync.embedders.base import Embedder, EmbedderError, RefusedError
 from embedsync.embedders.deadline import client_with
 from embedsync.embedders.keys import found_key, unsaid
 from embedsync.embedders.presets import PRESETS, Preset, preset_of
-from embedsync.embedders.trouble import HARMLESS, trouble_of
 from embedsync.embedders.usage import tokens_of
 
 BATCH_SIZE = 128  # answered within seconds; larger ones save little
@@ -73,6 +74,12 @@ class OpenAIEmbedder(Embedder):
             raise ImproperlyConfigured(f"{type(self).__name__} needs MODEL: the name of a model.")
         if not self.base_url:
             raise ImproperlyConfigured(f"OPTIONS['base_url']: provider {provider!r} needs one.")
+        if not str(self.base_url).startswith(("http://", "https://")):
+            raise ImproperlyConfigured(
+                "OPTIONS['base_url'] has to begin with 'http://' or 'https://'."
+            )
+        if not isinstance(api_key, str | None):
+            raise ImproperlyConfigured("OPTIONS['api_key'] has to be a string.")
         if "@" in urlsplit(self.base_url).netloc:
             raise ImproperlyConfigured("OPTIONS['base_url'] has a password in it: use api_key.")
         if encoding_format not in ("base64", "float"):
@@ -100,6 +107,7 @@ class OpenAIEmbedder(Embedder):
         self._max_tokens = max_tokens
         self._api_key = api_key
         self._key_env = api_key_env or self.preset.key_env
+        self._clients: dict[int, Any] = {}  # by process
         self._said_extra = json.dumps(self.extra_body, sort_keys=True)
 
     @property
@@ -124,7 +132,9 @@ class OpenAIEmbedder(Embedder):
         for number, request in enumerate(self._cut(texts, self.inputs)):
             self.usage.add(calls=1 if number else 0)  # the first has been counted
             found, tokens = self._ask(request)
-            self.usage.add(tokens=tokens if type(tokens) is int else tokens_of(request))
+            if type(tokens) is not int or tokens < 0:
+                tokens = tokens_of(request)
+            self.usage.add(tokens=tokens)
             rows += found
         return rows
 
@@ -149,31 +159,12 @@ class OpenAIEmbedder(Embedder):
             yield request
 
     def _ask(self, texts: list[str], *, query: bool = False) -> Answer:
-        """One request.
-
-        A provider says the same of a bad text and of a bad request: a model that it does not have,
-        dimensions that the model cannot return. So what it says of a single text is compared with
-        what it says of a harmless one, or else each text would be blamed in turn.
-        """
-        try:
-            return self._answer(texts, query=query)
-        except Exception as error:
-            if query or len(texts) > 1 or not is_rejection(error):
-                raise
-            self.usage.add(calls=1)
-            try:
-                self._answer([HARMLESS], query=query)
-            except Exception as second:
-                if is_rejection(second):
-                    raise RefusedError(f"{self.base_url} refuses any text: {error}") from error
-                raise
-            raise
-
-    def _answer(self, texts: list[str], *, query: bool) -> Answer:
+        """One request."""
         with unsaid(self._key, *self._header_words), explained():
             client = self._client
             try:
                 rows, tokens = self._rows(client, texts, query=query)
+                return [scaled(row) for row in rows] if self.normalize else rows, tokens
             except UnicodeEncodeError:
                 raise
             except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -181,7 +172,6 @@ class OpenAIEmbedder(Embedder):
                     f"{self.base_url} answers with something other than vectors: is base_url"
                     f" right? ({type(error).__name__}: {error})"
                 ) from error
-        return [scaled(row) for row in rows] if self.normalize else rows, tokens
 
     def _rows(self, client: Any, texts: list[str], *, query: bool) -> Answer:
         """What a single request returns, in the order of ``texts``."""
@@ -196,7 +186,13 @@ class OpenAIEmbedder(Embedder):
         answer = client.embeddings.create(
             model=self.model, input=texts, extra_body=extra, **options
         )
-        found = {operator.index(item.index): item.embedding for item in answer.data}
+        numbers: list[Any] = [getattr(item, "index", None) for item in answer.data]
+        if all(number is None for number in numbers):
+            numbers = list(range(len(numbers)))
+        elif None in numbers:
+            raise EmbedderError(f"{self.base_url} numbers some of its vectors, and others not.")
+        items = zip(numbers, answer.data, strict=True)
+        found = {operator.index(number): item.embedding for number, item in items}
         if not all(found.values()):
             raise ValueError("empty vectors")
         if sorted(found) != list(range(len(texts))) or len(answer.data) != len(texts):
@@ -222,8 +218,16 @@ class OpenAIEmbedder(Embedder):
         words = [word for value in self.headers.values() for word in value.split()]
         return [word for word in words if len(word) > SHORTEST_SECRET]
 
-    @cached_property
+    @property
     def _client(self) -> Any:
+        # A fork has copies of its connections, where it would read its parent's answers. The
+        # parent's client stays: to close it might wait for a lock that a thread of the parent held.
+        process = os.getpid()
+        if process not in self._clients:
+            self._clients[process] = self._new_client()
+        return self._clients[process]
+
+    def _new_client(self) -> Any:
         try:
             from openai import OpenAI, Timeout
         except ImportError as error:
@@ -239,6 +243,9 @@ class OpenAIEmbedder(Embedder):
                 default_headers=self.headers,
                 http_client=client_with(self.timeout),
             )
+            # Not left to the client itself: the order in which Python clears circles is open, and
+            # its sockets would warn that nobody has closed them.
+            weakref.finalize(self, client.close).atexit = False
         except Exception as error:
             raise ImproperlyConfigured(
                 f"No client of {self.base_url} could be made: check base_url, and the proxies and"
@@ -272,7 +279,14 @@ def explained() -> Iterator[None]:
     except Exception as error:
         if status := getattr(error, "status_code", None):
             reason = reason_of(getattr(error, "body", None))
-            error.args = (f"Error code: {status} - {reason}".removesuffix(" - "),)
+            said = f"Error code: {status} - {reason}".removesuffix(" - ")
+            # The library keeps what was answered in more than one place.
+            error.args = (said,)
+            vars(error).update(message=said, body=None)
+            if status < 400:
+                headers: Any = getattr(getattr(error, "response", None), "headers", {})
+                there = headers.get("Location", "nowhere")
+                raise RefusedError(f"base_url redirects to {there}: is that its place?") from error
         if getattr(error, "code", None) == OUT_OF_QUOTA:
             raise RefusedError(str(error)) from error
         raise
@@ -285,11 +299,6 @@ def reason_of(body: Any) -> str:
     if isinstance(body, list):
         return "; ".join(reason_of(item) for item in body)
     return " ".join(body.split())[:REASON_LENGTH] if isinstance(body, str) else ""
-
-
-def is_rejection(error: Exception) -> bool:
-    """Whether a provider has answered that it does not take what it was sent."""
-    return hasattr(error, "status_code") and trouble_of(error) is None
 
 
 def scaled(row: list[float]) -> list[float]:

@@ -2,11 +2,13 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -17,8 +19,17 @@ from embedsync.embedders.loading import loading
 from embedsync.embedders.usage import tokens_of
 
 BACKENDS = ("torch", "onnx", "openvino")
+TOKENS = {"token", "use_auth_token"}
 # Options of the library that decide no vector.
-HARMLESS = {"token", "cache_folder", "similarity_fn_name", "model_card_data", "trust_remote_code"}
+WITHOUT_EFFECT = {
+    *TOKENS,
+    "cache_folder",
+    "similarity_fn_name",
+    "model_card_data",
+    "trust_remote_code",
+    "proxies",
+}
+AGAIN_SECONDS = 30.0  # until a model that could not be loaded is tried again
 SAMPLES, SAMPLE_BYTES = 256, 16_384
 DOCUMENT_PROMPTS = (
     "document",
@@ -52,12 +63,23 @@ def fingerprint_of(
 
 
 def without_keys(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Options in order, without those that decide no vector, of which one is a token of the hub."""
+    """Options in order, without those that decide no vector, as secrets do not."""
     return [
         (name, without_keys(value) if isinstance(value, Mapping) else value)
         for name, value in sorted(options.items())
-        if name not in HARMLESS
+        if name not in WITHOUT_EFFECT
     ]
+
+
+def secrets_of(options: Mapping[str, Any]) -> Iterator[str]:
+    """Tokens of the hub and passwords of proxies, wherever they are among options."""
+    for name, value in options.items():
+        if name == "proxies" and isinstance(value, Mapping):
+            yield from (urlsplit(str(proxy)).password or "" for proxy in value.values())
+        elif isinstance(value, Mapping):
+            yield from secrets_of(value)
+        elif name in TOKENS and isinstance(value, str):
+            yield value.strip()
 
 
 @contextmanager
@@ -139,12 +161,13 @@ class SentenceTransformerEmbedder(Embedder):
         self.threads = threads
         self.backend = backend
         self.local_files_only = local_files_only
-        self.token = ""
         if isinstance(token := options.get("token"), str):
             # A secret's file ends with a newline, which no header may have.
-            self.token = options["token"] = token.strip()
+            options["token"] = token.strip()
         self.options = options
         self._loading = threading.Lock()
+        self._failed = ""
+        self._again_at = 0.0
 
     @cached_property
     def name(self) -> str:
@@ -247,11 +270,18 @@ class SentenceTransformerEmbedder(Embedder):
     @property
     def _loaded(self) -> Any:
         with self._loading:
-            return self._model
+            # Each search would wait in turn for the hub's client to give up, a minute or more.
+            if self._failed and time.monotonic() < self._again_at:
+                raise ImproperlyConfigured(self._failed)
+            try:
+                return self._model
+            except ImproperlyConfigured as error:
+                self._failed, self._again_at = str(error), time.monotonic() + AGAIN_SECONDS
+                raise
 
     @cached_property
     def _model(self) -> Any:
-        with unsaid(self.token), loading(self.model) as said:
+        with unsaid(*secrets_of(self.options)), loading(self.model) as said:
             try:
                 import torch
                 from sentence_transformers import SentenceTransformer

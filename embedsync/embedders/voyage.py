@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
+
 from embedsync.embedders.openai import OpenAIEmbedder
 from embedsync.embedders.presets import Preset
 
@@ -24,6 +26,8 @@ class VoyageEmbedder(OpenAIEmbedder):
     """
 
     def __init__(self, *, model: str, dimensions: int, **options: Any) -> None:
+        if "provider" in options:
+            raise ImproperlyConfigured("OPTIONS['provider'] is an option of OpenAIEmbedder alone.")
         preset = Preset(
             "https://api.voyageai.com/v1",
             "VOYAGE_API_KEY",
