@@ -1,4 +1,4 @@
-"""Exported models on onnxruntime and tokenizers alone (``pip install embedsync[onnx]``): no torch.
+"""Exported models on onnxruntime and tokenizers alone (the extra ``embedsync[onnx]``): no torch.
 
 ``manage.py embed_export`` makes the files; ``export.py`` says how.
 """

@@ -1,4 +1,4 @@
-"""Local models through the sentence-transformers library (``pip install embedsync[local]``)."""
+"""Local models through the sentence-transformers library (the extra ``embedsync[local]``)."""
 
 import hashlib
 import threading
