@@ -19,7 +19,7 @@ from django.db import DataError, ProgrammingError, transaction
 from pgvector import HalfVector, Vector
 
 from embedsync import state
-from embedsync.claim import Claim, Written, claims, whose
+from embedsync.claim import Claim, Written, claims, tell_too_long, whose
 from embedsync.conf import settings
 from embedsync.database import (
     asked,
@@ -78,7 +78,8 @@ class Queue:
                 sql, {"low": low, "limit": limit, **self._lease(token), "served": list(served)}
             )
             rows = cursor.fetchall()
-        picked, owed, last = rows[0][:3]
+        too_long, picked, owed, last = rows[0][:4]
+        tell_too_long(too_long)
         self._events_per_row = min(picked / owed, EVENTS_PER_ROW) if owed else 1.0
         if last is not None:
             self.low = last
@@ -173,8 +174,9 @@ class Queue:
             parameters = {"after": last_key, "limit": limit, "key": key, **self._lease(token)}
             cursor.execute(sql, {**parameters, "served": [key]})
             rows = cursor.fetchall()
-            picked, last = rows[0][0], rows[0][1]
+            too_long, picked, last = rows[0][:3]
             state.fill_reached(cursor, key, last, ended=picked < limit)
+        tell_too_long(too_long)
         found = claims(((k, pk, n) for *_, k, pk, n in rows if k is not None), token)
         return picked, [replace(claim, filling=True) for claim in found]
 
@@ -225,7 +227,8 @@ class Queue:
             with self.transaction() as cursor:
                 # Leased to nobody: they are due, for this worker and others.
                 cursor.execute(sql, {**parameters, **self._lease(uuid4()), "served": []})
-                events, rows = cursor.fetchone()
+                too_long, events, rows = cursor.fetchone()
+            tell_too_long(too_long)
             self._share = max(1, self._share // 2)
         except DataError:
             # Keys of another type than the column has now.
