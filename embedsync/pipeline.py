@@ -5,7 +5,6 @@ last. Only that thread talks to the database.
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -15,14 +14,13 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, OperationalError, ProgrammingError
 
 from embedsync import state
-from embedsync.breaker import jitter
 from embedsync.claim import Claim
 from embedsync.conf import settings
 from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate, summary
 from embedsync.declaration import EmbeddingModel, declaration_of, key_of
 from embedsync.embedders import RefusedError, UnavailableError
-from embedsync.embedders.usage import CHARACTERS
-from embedsync.lane import Lane, Part, Settled
+from embedsync.lane import Lane
+from embedsync.part import Part, Settled
 from embedsync.passages import passages_of
 from embedsync.queue import Queue
 from embedsync.service import Asked, Embedded, Service, halves
@@ -32,7 +30,6 @@ logger = logging.getLogger("embedsync")
 
 HUNG_SECONDS = 600.0
 SLOW_SECONDS = 30.0  # of a call, after which rows of other embedders do not wait for its end
-CALLS_OF_A_PART = 8  # of the embedder, about, where texts are cut into passages
 
 
 class Pipeline:
@@ -105,7 +102,7 @@ class Pipeline:
             lane = self._lane(service)
             first = [pk for pk in claim.pks if claim.attempts[pk] == 1]
             others = [pk for pk in claim.pks if claim.attempts[pk] > 1]
-            lane.waiting += [Part(service, claim, pks) for pks in self._split(service, first)]
+            lane.waiting += [Part(service, claim, pks) for pks in lane.split(service, first)]
             alone = [Part(service, claim, [pk], alone=True) for pk in others]
             again.append((claim, lane, alone))
         # Behind the fresh rows of all claims.
@@ -115,14 +112,6 @@ class Pipeline:
             self.queue.count(claim, [pk for part in alone for pk in part.pks], -1)
             for part in alone:
                 part.counted = False
-
-    def _split(self, service: Service, pks: list[str]) -> list[list[str]]:
-        """In whole calls of the embedder for each thread; one thread has all, sorted by length."""
-        size = max(1, len(pks))
-        if self.concurrency > 1:
-            call = min(service.embedder.batch_size, math.ceil(len(pks) / self.concurrency)) or 1
-            size = call * max(1, round(len(pks) / self.concurrency / call))
-        return [pks[start : start + size] for start in range(0, len(pks), size)]
 
     def advance(self, patience: float) -> int:
         """Begin what may begin, and write what has been embedded; wait for that at most so long.
@@ -238,7 +227,8 @@ class Pipeline:
             if not part.counted:
                 self.queue.count(part.claim, part.pks, 1)
                 part.counted = True
-            found = read(sidecar, part.pks, using, self._bytes(part.service), to_write=True)
+            most = part.bytes_of(settings.batch_bytes // (2 * self.concurrency))
+            found = read(sidecar, part.pks, using, most, to_write=True)
             if len(found.pks) < len(part.pks):
                 lane.waiting.appendleft(replace(part, pks=part.pks[len(found.pks) :]))
                 part.pks = found.pks
@@ -255,17 +245,6 @@ class Pipeline:
                 self._write(part, Embedded())
         if wanted:
             lane.begin(part, wanted, lambda: self._is_left(part))
-
-    def _bytes(self, service: Service) -> int:
-        """How many bytes of text to read at once; those of a few calls where they are cut.
-
-        What is being embedded is lost when a worker dies, and a page of long texts may take hours.
-        """
-        limit = settings.batch_bytes // (2 * self.concurrency)
-        if service.chunks is None:
-            return limit
-        call = service.embedder.batch_size * service.chunks.size * CHARACTERS
-        return min(limit, CALLS_OF_A_PART * call)
 
     def _see_to_loading(self, lane: Lane) -> int:
         """Where a model has been loaded parts may begin; or its sidecar is given up, and theirs."""
@@ -379,16 +358,12 @@ class Pipeline:
 
         ``longest`` is the longest wait in seconds of rows that are not to blame.
         """
-        refund = longest is not None
-        said, delays = summary(error), dict[str, float | None]()
-        for pk in pks:
+        refund, said = longest is not None, summary(error)
+        delays = part.delays(pks, longest)
+        for pk in pks if not refund else ():
             attempts = part.claim.attempts[pk]
-            parked = attempts >= settings.max_attempts and not refund
-            backoff = min(settings.backoff * 2 ** (attempts - 1), settings.max_backoff)
-            delays[pk] = None if parked else jitter(backoff if longest is None else longest)
-            if not refund:
-                about = {"sidecar": part.claim.key, "source_pk": pk, "attempts": attempts}
-                logger.error("%s %s: %s", part.claim.key, pk, said, extra=about)
+            about = {"sidecar": part.claim.key, "source_pk": pk, "attempts": attempts}
+            logger.error("%s %s: %s", part.claim.key, pk, said, extra=about)
         self.queue.hand_back(part.claim, delays, said, refund=refund and part.counted)
         return said, delays[pks[-1]]
 

@@ -30,8 +30,8 @@ from embedsync.embedders import MismatchError, RefusedError, get_embedder
 from embedsync.heartbeat import Heartbeat
 from embedsync.indexing import IndexBuilder
 from embedsync.intake import Intake
-from embedsync.lane import Settled
 from embedsync.lease import LeaseKeeper
+from embedsync.part import Settled
 from embedsync.pipeline import Pipeline
 from embedsync.queue import Queue
 from embedsync.service import Service

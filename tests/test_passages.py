@@ -158,7 +158,7 @@ def test_calls_are_bounded_by_passages(drain, asked):
 
 def test_long_rows_are_written_before_all_are_embedded(drain, asked, monkeypatch):
     """What is in hand is bounded: a worker that dies loses no more than some calls."""
-    monkeypatch.setattr("embedsync.pipeline.CALLS_OF_A_PART", 1)
+    monkeypatch.setattr("embedsync.part.CALLS_OF_A_PART", 1)
     for n in range(10):
         write(*(f"a{n}{word}" for word in "bcdefg"))
     execute("ALTER TABLE articles_article ALTER body SET STORAGE EXTERNAL")
