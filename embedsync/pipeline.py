@@ -16,7 +16,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, Programmi
 from embedsync import state
 from embedsync.claim import Claim
 from embedsync.conf import settings
-from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate, summary
+from embedsync.database import QUERY_CANCELED, TOO_LONG, has_failed, sqlstate, summary
 from embedsync.declaration import EmbeddingModel, declaration_of, key_of
 from embedsync.embedders import RefusedError, UnavailableError
 from embedsync.lane import Lane
@@ -319,9 +319,10 @@ class Pipeline:
         claim, service = part.claim, part.service
         try:
             yield
-        except InterfaceError:
-            raise
-        except OperationalError as error:
+        except (OperationalError, InterfaceError) as error:
+            if not has_failed(error, self.queue.using):
+                self._blame(lane, part, error)
+                return
             if sqlstate(error) not in TOO_LONG:
                 raise
             logger.warning(
@@ -340,12 +341,15 @@ class Pipeline:
             self._give_up(service.sidecar, error)
             self.release(part, part.pks, error)
         except Exception as error:
-            # A row that cannot be read or written: which one?
-            if len(part.pks) > 1:
-                self._halve(lane, part)
-            else:
-                failed = {part.pks[0]: self._hand_back(part, part.pks, error)}
-                self._settled(Settled(part, 1, [], failed))
+            self._blame(lane, part, error)
+
+    def _blame(self, lane: Lane, part: Part, error: Exception) -> None:
+        """A row that cannot be read or written: which one?"""
+        if len(part.pks) > 1:
+            self._halve(lane, part)
+        else:
+            failed = {part.pks[0]: self._hand_back(part, part.pks, error)}
+            self._settled(Settled(part, 1, [], failed))
 
     def _halve(self, lane: Lane, part: Part) -> None:
         parts = [Part(part.service, part.claim, half) for half in halves(part.pks)]

@@ -195,7 +195,7 @@ def test_one_bad_passage_ends_its_row(drain, asked, monkeypatch, settings):
     """Its other passages would be embedded for nothing."""
     # A long wait, because a short one would let the same drain try again.
     settings.EMBEDSYNC_BACKOFF = 600
-    monkeypatch.setattr("embedsync.pipeline.jitter", lambda longest: longest)
+    monkeypatch.setattr("embedsync.part.jitter", lambda longest: longest)
     drain()  # the first fill, which would have it embedded once more
     write(*(["FAIL"] * 3), "a", *(f"FAIL{n}" for n in range(8)))
     drain()
