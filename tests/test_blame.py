@@ -4,7 +4,8 @@ import pytest
 from django.db import OperationalError
 
 from embedsync.models import Ledger
-from tests.books import BookEmbedding, execute
+from embedsync.queue import Queue
+from tests.books import KEY, BookEmbedding, execute, make_due
 from tests.cinema.models import Country, Person, Portrait
 from tests.library.models import Book, Parcel
 
@@ -60,3 +61,15 @@ def test_another_database_that_fails_is_no_failure_of_this_one(drain, settings, 
     parked = Ledger.objects.get()
     assert parked.run_at is None
     assert said in parked.last_error
+
+
+def test_a_death_is_told_of_whatever_had_failed_before(drain, settings):
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 1
+    drain()
+    Book.objects.create(title="a worker dies of it")
+    Queue("default", "dead").fold([KEY], 10)
+    Ledger.objects.update(last_error="UnavailableError: 503 of last week")
+    make_due()
+    drain()
+    assert Ledger.objects.get().run_at is None
+    assert Ledger.objects.get().last_error == "The worker died while it held this row."
