@@ -19,7 +19,7 @@ class Lane:
         self.running: dict[Future[Embedded], Part] = {}
         # Of a model that counts tokens, before texts are cut: it may take long, or hang.
         self.loading: tuple[Future[Exception | None], Service] | None = None
-        self.moved_at = time.monotonic()  # when a call began or was answered
+        self._loading_at = math.inf
         self.suspected_at = 0.0  # when the last row began that may kill a worker
         self._concurrency = concurrency
         self._threads = ThreadPoolExecutor(concurrency, f"embedsync-{alias}")
@@ -40,8 +40,21 @@ class Lane:
 
     @property
     def stuck_seconds(self) -> float:
-        """For how long none of the calls has been answered."""
-        return time.monotonic() - self.moved_at if self.running or self.loading else 0.0
+        """For how long the slowest of its calls has not been answered."""
+        began = [part.moved_at for call, part in self.running.items() if not call.done()]
+        if self.loading and not self.loading[0].done():
+            began.append(self._loading_at)
+        return max(0.0, time.monotonic() - min(began, default=math.inf))
+
+    def hung(self, seconds: float) -> list[Part]:
+        """The parts whose call has hung for so long, and those that can only wait for such."""
+        hung = [
+            part
+            for call, part in self.running.items()
+            if part.stuck_seconds >= seconds and not call.done()
+        ]
+        is_loading = self.loading is not None and self.stuck_seconds >= seconds
+        return self.parts if is_loading or len(hung) >= self._concurrency else hung
 
     @property
     def room(self) -> int:
@@ -76,23 +89,26 @@ class Lane:
     def begin(self, part: Part, texts: Mapping[Asked, str], is_left: Callable[[], bool]) -> None:
         """Have texts embedded in a thread of this lane, until ``is_left()``."""
 
+        def embed() -> Embedded:
+            part.moved_at = time.monotonic()  # not before: there may be no thread for it yet
+            return part.service.embed(texts, stopped, suspect=part.alone)
+
         def stopped() -> bool:
-            self.moved_at = time.monotonic()  # it is asked between two calls
+            part.moved_at = time.monotonic()  # it is asked between two calls
             return is_left()
 
-        self._note_begin()
-        call = self._threads.submit(part.service.embed, texts, stopped, suspect=part.alone)
-        self.running[call] = part
+        self.running[self._threads.submit(embed)] = part
 
     def load(self, part: Part) -> None:
         """Have a part's model loaded in a thread of this lane; until then none begins."""
-        self._note_begin()
-        self.loading = self._threads.submit(part.service.load), part.service
-        self.waiting.appendleft(part)
 
-    def _note_begin(self) -> None:
-        if not self.running:
-            self.moved_at = time.monotonic()
+        def load() -> Exception | None:
+            self._loading_at = time.monotonic()
+            return part.service.load()
+
+        self._loading_at = math.inf
+        self.loading = self._threads.submit(load), part.service
+        self.waiting.appendleft(part)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,5 +1,6 @@
 """A part: rows of a claim that are read, embedded and written together, and what became of them."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,9 +32,15 @@ class Part:
     alone: bool = False
     counted: bool = True
     claimed_at: float = field(default_factory=time.monotonic)
+    moved_at: float = math.inf  # when its call began, or was last answered
     rows: dict[str, Passages] = field(default_factory=dict)
     blank: list[str] = field(default_factory=list)
     unchanged: set[str] = field(default_factory=set)
+
+    @property
+    def stuck_seconds(self) -> float:
+        """For how long its call has not been answered."""
+        return max(0.0, time.monotonic() - self.moved_at)
 
     @property
     def changed(self) -> list[str]:

@@ -146,12 +146,12 @@ class Pipeline:
             moved += self._see_to_loading(lane)
         self._return_owed()
         # The leases of a call that hangs run out, so that another worker takes its rows over.
-        held = {
-            id(part.claim)
-            for lane in self._lanes.values()
-            if lane.stuck_seconds < HUNG_SECONDS
-            for part in lane.parts
-        }
+        held = set[int]()
+        for lane in self._lanes.values():
+            hung = lane.hung(HUNG_SECONDS)
+            for part in hung:
+                part.claim.hung.update(part.pks)
+            held.update(id(part.claim) for part in lane.parts if part not in hung)
         self.claims[:] = [claim for claim in self.claims if id(claim) in held]
         return moved
 
@@ -250,12 +250,12 @@ class Pipeline:
         """Where a model has been loaded parts may begin; or its sidecar is given up, and theirs."""
         if lane.loading is None or not lane.loading[0].done():
             return 0
-        (loaded, service), is_late = lane.loading, lane.stuck_seconds >= HUNG_SECONDS
-        lane.loading = None
+        (loaded, service), lane.loading = lane.loading, None
         self._note(service, loaded.result())
-        if is_late:  # their leases have run out
-            self._owe(lane.waiting)
-            lane.waiting.clear()
+        late = [part for part in lane.waiting if not part.claim.hung.isdisjoint(part.pks)]
+        self._owe(late)  # their leases have run out
+        for part in late:
+            lane.waiting.remove(part)
         return 1
 
     def _write(self, part: Part, found: Embedded) -> None:
