@@ -16,6 +16,8 @@ logger = logging.getLogger("embedsync")
 
 WORKERS_DIED = "The worker died while it held this row."  # as due.sql has it
 
+RETRIED_AT_ONCE = 20  # rows, which go one by one, and wait in the hands of this worker meanwhile
+
 GiveUp = Callable[[type[EmbeddingModel], Exception], None]
 
 
@@ -33,8 +35,12 @@ class Intake:
         self.unfilled: set[str] = set()
         self.behind = True
 
-    def take(self, claims: list[Claim], ready: list[str], size: int) -> int:
+    def take(
+        self, claims: list[Claim], ready: list[str], size: int, retried: list[str] | None = None
+    ) -> int:
         """Take about ``size`` rows of the sidecars ``ready`` into ``claims``.
+
+        Of rows that are to be tried again a few, and of the sidecars ``retried`` only.
 
         Returns how many events and rows moved.
         """
@@ -42,23 +48,26 @@ class Intake:
         def room() -> int:
             return size - sum(len(claim.attempts) for claim in claims)
 
-        events, rare, due = self.queue.peek(list(self.services), ready)
+        events, rare, due = self.queue.peek(list(self.services), ready, retried)
         truncated, hops = self.queue.rare(list(self.services)) if rare else ([], [])
         self.unfilled |= set(truncated)
         expanded = self._expand(hops)
         ready = [key for key in ready if key in self.services]  # some may just have been given up
         # A share for retries and one for the fill, however many events come in.
         if due or expanded:
-            claims += self._due(ready, max(1, size // 4))
-        retries = size - room()
+            claims += self._due(ready, max(1, size // 4), retried=False)
+        late = size - room()
+        if due:
+            again = [key for key in ready if retried is None or key in retried]
+            claims += self._due(again, min(size, RETRIED_AT_ONCE), retried=True)
         unfilled = sorted(self.unfilled.intersection(ready))
         reserve = size // 4 if unfilled else 0
         picked = 0
         if events:
             picked, folded = self.queue.fold(ready, max(1, room() - reserve))
             claims += folded
-        if retries >= size // 4 and room() > reserve:
-            claims += self._due(ready, room() - reserve)
+        if late >= size // 4 and room() > reserve:
+            claims += self._due(ready, room() - reserve, retried=False)
         for key in unfilled:
             if room() <= 0:
                 break
@@ -66,8 +75,8 @@ class Intake:
         self.behind = room() <= 0 or picked >= size
         return len(truncated) + expanded + picked + size - room()
 
-    def _due(self, ready: list[str], limit: int) -> list[Claim]:
-        claims = self.queue.due(ready, limit)
+    def _due(self, ready: list[str], limit: int, *, retried: bool) -> list[Claim]:
+        claims = self.queue.due(ready, limit, retried=retried)
         for key, pk, attempts in self.queue.parked:
             about = {"sidecar": key, "source_pk": pk, "attempts": attempts}
             logger.error("%s %s: parked, %s", key, pk, WORKERS_DIED, extra=about)

@@ -10,23 +10,32 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from embedsync.part import Part
 from embedsync.service import Asked, Embedded, Service
 
+SLOW_SECONDS = 30.0  # of a call, after which others do not wait for its end
+TURN = 4  # parts that may go before a row that is tried again
+
 
 class Lane:
-    """The calls of one embedder: parts that wait, and those that are being embedded."""
+    """The calls of one embedder: parts that wait, and those that are being embedded.
+
+    ``waiting`` are those that are new; those that are tried again wait apart (``retried``), because
+    each goes alone.
+    """
 
     def __init__(self, alias: str, concurrency: int) -> None:
         self.waiting: deque[Part] = deque()
+        self.retried: deque[Part] = deque()
         self.running: dict[Future[Embedded], Part] = {}
         # Of a model that counts tokens, before texts are cut: it may take long, or hang.
         self.loading: tuple[Future[Exception | None], Service] | None = None
         self._loading_at = math.inf
         self.suspected_at = 0.0  # when the last row began that may kill a worker
+        self._passed = 0  # new parts that have begun since then
         self._concurrency = concurrency
         self._threads = ThreadPoolExecutor(concurrency, f"embedsync-{alias}")
 
     @property
     def parts(self) -> list[Part]:
-        return [*self.waiting, *self.running.values()]
+        return [*self.waiting, *self.retried, *self.running.values()]
 
     @property
     def wants(self) -> bool:
@@ -34,9 +43,19 @@ class Lane:
         return not self.waiting and self.room > 0
 
     @property
+    def wants_retried(self) -> bool:
+        """Whether to claim rows that are to be tried again: a few at a time."""
+        return not self.retried
+
+    @property
     def holds_suspect(self) -> bool:
-        """Whether a row is in hand that may have killed a worker."""
-        return any(part.alone for part in self.running.values())
+        """Whether a row is in hand that may have killed a worker; not for ever, if it hangs."""
+        return any(part.alone for part in self._quick)
+
+    @property
+    def _quick(self) -> list[Part]:
+        """The parts in hand for whose end others may wait."""
+        return [part for part in self.running.values() if part.stuck_seconds < SLOW_SECONDS]
 
     @property
     def stuck_seconds(self) -> float:
@@ -70,21 +89,49 @@ class Lane:
         return [pks[start : start + size] for start in range(0, len(pks), size)]
 
     def next(self, *, suspect_elsewhere: bool) -> Part | None:
-        """The next part, if it may begin now."""
-        if self.loading or not self.waiting or self.room <= 0:
+        """The next part, if it may begin now.
+
+        New ones go before those that are tried again, up to ``TURN``. One of these begins when no
+        call of its lane is under way, and none begins beside it: what kills a worker costs all
+        that is in its hands an attempt.
+        """
+        if self.loading or self.room <= 0:
             return None
-        if self.waiting[0].service.breaker.failures and not self.running:
+        is_turn = not self.waiting or self._passed >= TURN
+        has_thread = len(self.running) < self._concurrency
+        if self.retried and is_turn and not suspect_elsewhere:
+            if self._quick or self._in_doubt(self.retried):
+                return None
+            if has_thread:
+                self._passed, self.suspected_at = 0, time.monotonic()
+                return self._take(self.retried)
+        if not self.waiting or self.holds_suspect or self._in_doubt(self.waiting):
+            return None
+        if not has_thread and any(part.alone for part in self.running.values()):
+            return None
+        self._passed += 1
+        return self._take(self.waiting)
+
+    def _in_doubt(self, parts: deque[Part]) -> bool:
+        """Whether a call is under way, and the provider in trouble: one is asked at a time."""
+        return bool(self.running) and parts[0].service.breaker.failures > 0
+
+    def _take(self, parts: deque[Part]) -> Part:
+        if parts[0].service.breaker.failures:
             # Any of them: the first may be what makes the provider fail.
-            self.waiting.rotate(-random.randrange(len(self.waiting)))  # noqa: S311
-        first = self.waiting[0]
-        if first.alone and suspect_elsewhere:
-            return None
-        in_doubt = first.alone or first.service.breaker.failures > 0
-        if self.running and (in_doubt or self.holds_suspect):
-            return None
-        if first.alone:
-            self.suspected_at = time.monotonic()
-        return self.waiting.popleft()
+            parts.rotate(-random.randrange(len(parts)))  # noqa: S311
+        return parts.popleft()
+
+    def put_back(self, part: Part) -> None:
+        """Let a part that had its turn be the next."""
+        (self.retried if part.alone else self.waiting).appendleft(part)
+
+    def clear(self) -> list[Part]:
+        """Take out all parts that wait."""
+        parts = [*self.waiting, *self.retried]
+        self.waiting.clear()
+        self.retried.clear()
+        return parts
 
     def begin(self, part: Part, texts: Mapping[Asked, str], is_left: Callable[[], bool]) -> None:
         """Have texts embedded in a thread of this lane, until ``is_left()``."""
@@ -108,7 +155,7 @@ class Lane:
 
         self._loading_at = math.inf
         self.loading = self._threads.submit(load), part.service
-        self.waiting.appendleft(part)
+        self.put_back(part)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

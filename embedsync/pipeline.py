@@ -29,7 +29,6 @@ from embedsync.text import read
 logger = logging.getLogger("embedsync")
 
 HUNG_SECONDS = 600.0
-SLOW_SECONDS = 30.0  # of a call, after which rows of other embedders do not wait for its end
 
 
 class Pipeline:
@@ -84,6 +83,10 @@ class Pipeline:
         """Whether there is room for rows of a sidecar."""
         return self._lane(service).wants
 
+    def wants_retried(self, service: Service) -> bool:
+        """Whether there is room for rows of a sidecar that are to be tried again."""
+        return self._lane(service).wants_retried
+
     def _lane(self, service: Service) -> Lane:
         alias = declaration_of(service.sidecar).embedder
         if alias not in self._lanes:
@@ -92,7 +95,7 @@ class Pipeline:
 
     def accept(self, claims: Iterable[Claim]) -> None:
         """Put claims in line, in parts that keep all threads of their lane busy."""
-        again: list[tuple[Claim, Lane, list[Part]]] = []
+        spared: list[Part] = []
         for claim in claims:
             service = self.services.get(claim.key)
             if service is None:  # given up since it was claimed
@@ -102,15 +105,22 @@ class Pipeline:
             lane = self._lane(service)
             first = [pk for pk in claim.pks if claim.attempts[pk] == 1]
             others = [pk for pk in claim.pks if claim.attempts[pk] > 1]
-            lane.waiting += [Part(service, claim, pks) for pks in lane.split(service, first)]
-            alone = [Part(service, claim, [pk], alone=True) for pk in others]
-            again.append((claim, lane, alone))
-        # Behind the fresh rows of all claims.
-        for _, lane, alone in again:
-            lane.waiting += alone
-        for claim, _, alone in again:
-            self.queue.count(claim, [pk for part in alone for pk in part.pks], -1)
-            for part in alone:
+            new = [Part(service, claim, pks) for pks in lane.split(service, first)]
+            again = [Part(service, claim, [pk], alone=True) for pk in others]
+            lane.waiting += new
+            lane.retried += again
+            spared += [*again, *(new if self._holds_suspect else ())]
+        self._spare(spared)
+
+    def _spare(self, parts: Iterable[Part]) -> None:
+        """Count the attempt of parts that wait when their turn comes: they kill nobody."""
+        of_claim: dict[int, list[Part]] = {}
+        for part in parts:
+            if part.counted:
+                of_claim.setdefault(id(part.claim), []).append(part)
+        for spared in of_claim.values():
+            self.queue.count(spared[0].claim, [pk for part in spared for pk in part.pks], -1)
+            for part in spared:
                 part.counted = False
 
     def advance(self, patience: float) -> int:
@@ -129,6 +139,8 @@ class Pipeline:
                     break
                 moved += 1
                 with self._answering_for(part):
+                    if part.alone:
+                        self._spare(one for each in self._lanes.values() for one in each.waiting)
                     self._begin(lane, part)
         calls: list[Future[Any]] = [
             call
@@ -155,19 +167,18 @@ class Pipeline:
         self.claims[:] = [claim for claim in self.claims if id(claim) in held]
         return moved
 
+    @property
+    def _holds_suspect(self) -> bool:
+        return any(lane.holds_suspect for lane in self._lanes.values())
+
     def _suspect_elsewhere(self, lane: Lane) -> bool:
         """Whether another lane has a row in hand that may kill this worker, and be blamed."""
-        return any(
-            other.holds_suspect and other.stuck_seconds < SLOW_SECONDS
-            for other in self._lanes.values()
-            if other is not lane
-        )
+        return any(other.holds_suspect for other in self._lanes.values() if other is not lane)
 
     def finish(self, is_over: Callable[[], bool]) -> None:
         """Hand back what waits, and write what comes of the calls in hand until ``is_over()``."""
         for lane in self._lanes.values():
-            self._owe(lane.waiting)
-            lane.waiting.clear()
+            self._owe(lane.clear())
         while self.busy or self._owed:
             self.advance(0.1)
             if is_over():
@@ -177,9 +188,8 @@ class Pipeline:
         """Hand back all that is in hand; what is being embedded is lost."""
         for lane in self._lanes.values():
             self.has_abandoned = self.has_abandoned or bool(lane.running or lane.loading)
-            self._owe([*lane.running.values(), *lane.waiting])
+            self._owe([*lane.running.values(), *lane.clear()])
             lane.running.clear()
-            lane.waiting.clear()
             lane.close()
         self._lanes.clear()
         self._return_owed()
@@ -230,7 +240,7 @@ class Pipeline:
             most = part.bytes_of(settings.batch_bytes // (2 * self.concurrency))
             found = read(sidecar, part.pks, using, most, to_write=True)
             if len(found.pks) < len(part.pks):
-                lane.waiting.appendleft(replace(part, pks=part.pks[len(found.pks) :]))
+                lane.put_back(replace(part, pks=part.pks[len(found.pks) :]))
                 part.pks = found.pks
             part.rows = passages_of(found, part.service.embedder.fingerprint, part.service.splitter)
             part.blank = [pk for pk in found.texts if pk not in part.rows]
@@ -252,10 +262,8 @@ class Pipeline:
             return 0
         (loaded, service), lane.loading = lane.loading, None
         self._note(service, loaded.result())
-        late = [part for part in lane.waiting if not part.claim.hung.isdisjoint(part.pks)]
-        self._owe(late)  # their leases have run out
-        for part in late:
-            lane.waiting.remove(part)
+        if any(not part.claim.hung.isdisjoint(part.pks) for part in lane.parts):
+            self._owe(lane.clear())  # their leases have run out
         return 1
 
     def _write(self, part: Part, found: Embedded) -> None:

@@ -57,7 +57,9 @@ class Queue:
     _next_full_look: float = 0.0
     _events_per_row: float = 1.0  # of late
     _share: int = 1  # of the related rows that are looked for at a time
-    _not_due: dict[str, float] = field(default_factory=dict)  # since when, in the server's time
+    _not_due: dict[tuple[str, bool], float] = field(
+        default_factory=dict
+    )  # since when, in the server's time
     _next_due_look: float = 0.0
 
     def transaction(self) -> AbstractContextManager[Any]:
@@ -87,13 +89,20 @@ class Queue:
             self._looked(started)
         return picked, claims(((key, pk, n) for *_, key, pk, n in rows if key is not None), token)
 
-    def peek(self, served: Sequence[str], ready: Sequence[str]) -> tuple[bool, bool, bool]:
-        """Whether ``fold``, ``rare`` and ``due`` (of those ``ready``) would find anything."""
+    def peek(
+        self, served: Sequence[str], ready: Sequence[str], retried: Sequence[str] | None = None
+    ) -> tuple[bool, bool, bool]:
+        """Whether ``fold``, ``rare`` and ``due`` (of those ``ready``) would find anything.
+
+        Rows that have been tried before count for the sidecars ``retried`` only, or else for all.
+        """
         full_look, low, started = self._look()
         if look_at_all := started >= self._next_due_look:
             self._not_due.clear()
-        since = [self._not_due.get(key) for key in ready]
-        parameters = {"low": low, "served": list(served), "ready": list(ready), "since": since}
+        asked_for = [(key, retried is None or key in retried) for key in ready]
+        since = [self._not_due.get(each) for each in asked_for]
+        more = {"retried": [again for _, again in asked_for], "since": since}
+        parameters = {"low": low, "served": list(served), "ready": list(ready), **more}
         events, rare, due, now = asked(self.using, statement("peek"), parameters)
         if full_look and not events:  # otherwise a fold is going to look
             self._looked(started)
@@ -102,7 +111,7 @@ class Queue:
         if due:
             self._not_due.clear()  # there may be more than the next batch takes
         else:
-            self._not_due.update(dict.fromkeys(ready, now))
+            self._not_due.update(dict.fromkeys(asked_for, now))
         return events, rare, due
 
     def look_everywhere(self) -> None:
@@ -124,8 +133,10 @@ class Queue:
         took = time.monotonic() - started
         return started + min(took / FULL_LOOK_SHARE, FULL_LOOK_SECONDS)
 
-    def due(self, served: Sequence[str], limit: int) -> list[Claim]:
+    def due(self, served: Sequence[str], limit: int, *, retried: bool | None = None) -> list[Claim]:
         """Lease at most ``limit`` rows whose time has come; park those tried too often.
+
+        Those that were tried before where ``retried``, those that were not where it is False.
 
         Each sidecar has a share; what one leaves goes to the others. What was parked is in
         ``parked`` afterwards: sidecar, key and attempts.
@@ -135,19 +146,20 @@ class Queue:
         keys, left = list(served), limit
         while keys and left > 0:
             share = max(1, left // len(keys))
-            taken = self._due(keys, share)
+            taken = self._due(keys, share, retried)
             found += taken
             left -= sum(len(claim.attempts) for claim in taken)
             keys = [claim.key for claim in taken if len(claim.attempts) >= share]
         return found
 
-    def _due(self, served: Sequence[str], share: int) -> list[Claim]:
+    def _due(self, served: Sequence[str], share: int, retried: bool | None) -> list[Claim]:
         token = uuid4()
         with self.transaction() as cursor:
             cursor.execute(
                 statement("due"),
                 {
                     "limit": share,
+                    "retried": retried,
                     "max_attempts": settings.max_attempts,
                     **self._lease(token),
                     "served": list(served),

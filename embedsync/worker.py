@@ -241,7 +241,9 @@ class Worker:
             return 0
         claims: list[Claim] = []
         try:
-            return self.intake.take(claims, ready, self.batch_size or settings.batch_size)
+            size = self.batch_size or settings.batch_size
+            again = [key for key in ready if self.pipeline.wants_retried(self.services[key])]
+            return self.intake.take(claims, ready, size, again)
         finally:
             self.pipeline.accept(claims)
 

@@ -4,11 +4,9 @@ import threading
 import time
 
 import pytest
-from django.db import connection
 
 from embedsync import pipeline
 from embedsync.models import Ledger
-from embedsync.worker import Worker
 from tests.embedders import ScriptedEmbedder
 from tests.library.models import Book
 from tests.workers import until
@@ -31,29 +29,6 @@ def hanging(monkeypatch):
     answered.set()
 
 
-@pytest.fixture
-def running(transactional_db):
-    """Run a worker in a thread of its own; it is stopped at the end."""
-    started = []
-
-    def run(worker):
-        def work():
-            try:
-                worker.run()
-            finally:
-                connection.close()
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        started.append((worker, thread))
-        return worker
-
-    yield run
-    for worker, thread in started:
-        worker.stop()
-        thread.join(60)
-
-
 def test_a_call_that_hangs_beside_others_is_noticed(drain, settings, monkeypatch, hanging, running):
     """Its rows are left to other workers, and those of the same claim are not."""
     drain()
@@ -61,7 +36,7 @@ def test_a_call_that_hangs_beside_others_is_noticed(drain, settings, monkeypatch
     settings.EMBEDSYNC_LEASE = 0.9
     settings.EMBEDSYNC_GRACE = 0.0
     Book.objects.create(id=1, title="HANG")
-    worker = running(Worker(concurrency=2))
+    worker = running(concurrency=2)
     until(lambda: Ledger.objects.filter(source_pk="1").exclude(token=None).exists())
     first = Ledger.objects.get(source_pk="1").token
     for n in range(2, 22):

@@ -8,6 +8,7 @@ WITH due AS MATERIALIZED (
         -- Not clock_timestamp(): it is no condition of an index, and all that is leased or waits
         -- for its time would be walked through.
         WHERE sidecar = s.key AND run_at <= statement_timestamp()
+            AND (%(retried)s::boolean IS NULL OR (attempts > 0) = %(retried)s::boolean)
         ORDER BY run_at
         LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED
