@@ -5,6 +5,7 @@ last. Only that thread talks to the database.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ class Pipeline:
         self.concurrency = concurrency
         self.claims: list[Claim] = []
         self.lost = 0
+        self._advanced_at = time.monotonic()
         self.has_abandoned = False  # calls that were not answered, and whose threads go on
         self._is_over = is_over
         self._give_up = give_up
@@ -71,6 +73,10 @@ class Pipeline:
     def stuck_seconds(self) -> float:
         """For how long the slowest provider has not answered; 0 where none is being asked."""
         return max((lane.stuck_seconds for lane in self._lanes.values()), default=0.0)
+
+    def is_stuck(self) -> bool:
+        """Whether the worker's own thread does not come back: from a receiver of signals, say."""
+        return time.monotonic() - self._advanced_at >= HUNG_SECONDS
 
     @property
     def doing(self) -> str:
@@ -128,6 +134,7 @@ class Pipeline:
 
         Returns the number of parts that moved.
         """
+        self._advanced_at = time.monotonic()
         self._return_owed()
         moved = 0
         # Rows that may kill a worker go one at a time: each lane has its turn.
