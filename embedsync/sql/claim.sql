@@ -20,7 +20,7 @@ too_long AS (
     WHERE octet_length(source_pk) <= 2500
     -- In the order in which every worker locks, so that two of them cannot deadlock.
     ORDER BY sidecar COLLATE "C", source_pk COLLATE "C"
-    -- statement_timestamp(): all four must see the same moment, or a lease that ends between
+    -- statement_timestamp(): all five must see the same moment, or a lease that ends between
     -- two of them loses the event.
     ON CONFLICT (sidecar, source_pk) DO UPDATE SET
         dirty = l.token IS NOT NULL AND l.run_at > statement_timestamp(),
@@ -34,7 +34,12 @@ too_long AS (
             -- Its worker died: that counts, whatever has changed since.
             ELSE l.attempts + excluded.attempts END,
         -- A parked row does not wait: what makes it due again is what it has waited since.
-        queued_at = CASE WHEN l.run_at IS NULL THEN excluded.queued_at ELSE l.queued_at END,
+        -- One in somebody's hands will have waited since it changed there.
+        queued_at = CASE
+            WHEN l.run_at IS NULL THEN excluded.queued_at
+            WHEN l.token IS NOT NULL AND l.run_at > statement_timestamp() AND NOT l.dirty
+            THEN excluded.queued_at
+            ELSE l.queued_at END,
         worker = CASE WHEN l.token IS NOT NULL AND l.run_at > statement_timestamp()
             THEN l.worker ELSE excluded.worker END
     RETURNING l.sidecar, l.source_pk, l.attempts, l.token
