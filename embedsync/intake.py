@@ -34,16 +34,33 @@ class Intake:
         self.give_up = give_up
         self.unfilled: set[str] = set()
         self.behind = True
+        self._share = 1  # of the rows asked for that are claimed at a time
 
     def take(
         self, claims: list[Claim], ready: list[str], size: int, retried: list[str] | None = None
     ) -> int:
         """Take about ``size`` rows of the sidecars ``ready`` into ``claims``.
 
-        Of rows that are to be tried again a few, and of the sidecars ``retried`` only.
+        Of rows that are to be tried again a few, and of the sidecars ``retried`` only. Less for a
+        while where a timeout of this role has ended a statement.
 
         Returns how many events and rows moved.
         """
+        try:
+            moved = self._take(claims, ready, max(1, size // self._share), retried)
+        except OperationalError as error:
+            if sqlstate(error) != QUERY_CANCELED or self._share >= size:
+                raise
+            logger.warning("a claim took too long, the next is smaller: %s", error)
+            self._share = min(self._share * 4, size)
+            return 1
+        if moved:
+            self._share = max(1, self._share // 2)
+        return moved
+
+    def _take(
+        self, claims: list[Claim], ready: list[str], size: int, retried: list[str] | None
+    ) -> int:
 
         def room() -> int:
             return size - sum(len(claim.attempts) for claim in claims)

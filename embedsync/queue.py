@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from django.db import DataError, ProgrammingError, transaction
+from django.db import DataError, OperationalError, ProgrammingError, transaction
 from pgvector import HalfVector, Vector
 
 from embedsync import state
@@ -57,9 +57,8 @@ class Queue:
     _next_full_look: float = 0.0
     _events_per_row: float = 1.0  # of late
     _share: int = 1  # of the related rows that are looked for at a time
-    _not_due: dict[tuple[str, bool], float] = field(
-        default_factory=dict
-    )  # since when, in the server's time
+    # Since when, in the server's time; of rows that were tried before, or without them.
+    _not_due: dict[tuple[str, bool], float] = field(default_factory=dict)
     _next_due_look: float = 0.0
 
     def transaction(self) -> AbstractContextManager[Any]:
@@ -146,7 +145,12 @@ class Queue:
         keys, left = list(served), limit
         while keys and left > 0:
             share = max(1, left // len(keys))
-            taken = self._due(keys, share, retried)
+            try:
+                taken = self._due(keys, share, retried)
+            except OperationalError:
+                if not found:
+                    raise
+                break  # what is leased by now is not to be lost
             found += taken
             left -= sum(len(claim.attempts) for claim in taken)
             keys = [claim.key for claim in taken if len(claim.attempts) >= share]
