@@ -43,6 +43,11 @@ def suspects(drain, asked):
     make_due()
 
 
+def holds_suspect(worker):
+    lanes = worker.pipeline._lanes.values()
+    return any(part.alone for lane in lanes for part in lane.running.values())
+
+
 def is_embedded(pk):
     return BookEmbedding.objects.filter(source_id=pk).exists()
 
@@ -58,7 +63,7 @@ def test_new_rows_do_not_wait_for_those_that_are_tried_again(suspects, running, 
 
 
 def test_nor_do_those_of_another_embedder(suspects, running, asked):
-    for n in range(5):
+    for n in range(40):
         Parcel.objects.create(label=f"old {n}")
     while Queue("default", "dead").fold([PARCEL_KEY], 100)[0]:
         pass
@@ -93,7 +98,7 @@ def test_who_only_waits_while_one_is_in_hand_pays_no_attempt(suspects):
     worker = Worker()
     worker.start()
     worker.round()
-    assert worker.pipeline._holds_suspect
+    assert holds_suspect(worker)
     Book.objects.create(id=1000, title="new")
     worker._take()
     new = Ledger.objects.get(source_pk="1000")
@@ -119,7 +124,7 @@ def test_new_ones_that_wait_are_spared_before_one_begins(drain, asked):
     lane = worker.pipeline._lane(worker.services[KEY])
     lane._passed = 100
     worker.pipeline.advance(0.0)
-    assert worker.pipeline._holds_suspect
+    assert holds_suspect(worker)
     attempts = dict(Ledger.objects.values_list("source_pk", "attempts"))
     assert attempts == {"1": 2, "2": 0}
     until(lambda: worker.pipeline.advance(0.1) is not None and is_embedded(2))
