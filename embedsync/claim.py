@@ -1,22 +1,27 @@
 """A claim: rows that are leased to a worker, and what became of them."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
+
+logger = logging.getLogger("embedsync")
 
 
 @dataclass(frozen=True)
 class Claim:
     """Rows of one sidecar that are leased to this worker: attempts by key, this one counted.
 
-    ``filling`` says that a fill found them, rather than an event or a retry.
+    ``filling`` says that a fill found them, rather than an event or a retry. ``hung`` are those
+    whose call hangs, so that others may take them over.
     """
 
     key: str
     token: UUID
     attempts: dict[str, int]
     filling: bool = False
+    hung: set[str] = field(default_factory=set)
 
     @property
     def pks(self) -> list[str]:
@@ -47,3 +52,13 @@ def claims(rows: Iterable[tuple[str, str, int]], token: UUID) -> list[Claim]:
     for key, pk, attempts in rows:
         by_sidecar.setdefault(key, {})[pk] = attempts
     return [Claim(key, token, attempts) for key, attempts in sorted(by_sidecar.items())]
+
+
+def tell_too_long(found: Iterable[Sequence[str]] | None) -> None:
+    """Say in the log which sidecars have keys that are too long to be owed anything.
+
+    By sidecar: how many, and the bytes of the longest. They are left out, and so have no vectors.
+    """
+    for key, keys, longest in found or ():
+        said = "%s: %s rows are left out, their keys are too long: of up to %s bytes"
+        logger.error(said, key, keys, longest, extra={"sidecar": key, "rows": int(keys)})

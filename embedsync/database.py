@@ -62,6 +62,8 @@ FOR_NOW = {"25006", "25P03"}
 QUERY_CANCELED, LOCK_NOT_AVAILABLE = "57014", "55P03"
 PLAIN_KEYS = re.compile(r"[0-9a-f-]+(,[0-9a-f-]+)*")
 TOO_LONG = {QUERY_CANCELED, LOCK_NOT_AVAILABLE}  # for the timeouts of this role
+# Limits that a row's own size or shape runs into, though psycopg takes them for the server's.
+LIMITS = ("54", "53400")
 SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column
 
 
@@ -326,6 +328,19 @@ def limited(using: str, **limits: float) -> Iterator[None]:
     finally:
         if not was_open:
             connection.close()
+
+
+def has_failed(error: BaseException, using: str) -> bool:
+    """Whether an ``OperationalError`` or ``InterfaceError`` says that this database has failed.
+
+    Not where a row has run into a limit, nor where it comes from somewhere else: a model's method
+    may ask another database for its text.
+    """
+    code = sqlstate(error)
+    connection: Any = connections[using].connection
+    if connection is None or connection.closed:
+        return True
+    return code is not None and not code.startswith(LIMITS)
 
 
 def is_locked(error: BaseException) -> bool:

@@ -1,10 +1,12 @@
 """What a worker says of itself: that it is alive, what it is doing, what it has done."""
 
 import json
+import logging
 import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from django.db import connections
 
 from embedsync.database import is_own_session, worker_transaction
 from embedsync.sql import statement
+
+logger = logging.getLogger("embedsync")
 
 FIRST_SECONDS = 2.0  # so that short runs, and those with nothing to do, write nothing
 BUSY_SECONDS = 10.0
@@ -67,9 +71,13 @@ class Heartbeat:
         """
         now = time.monotonic()
         if self.alive is not None and now >= self._touch_at:
-            self.alive.touch()
-            os.utime(self.alive, (time.time() - stuck,) * 2)
             self._touch_at = now + 1.0
+            try:
+                self.alive.touch()
+                os.utime(self.alive, (time.time() - stuck,) * 2)
+            except OSError as error:
+                # Its supervisor sees that it is missing; no row has to wait for that.
+                logger.warning("the alive-file cannot be touched: %s", error)
         said = {"doing": doing, "serves": json.dumps(serves), "errors": json.dumps(errors)}
         if said != self._said:
             self._said = said
@@ -139,7 +147,8 @@ class Heartbeat:
     def end(self) -> None:
         """The worker ends, in order."""
         if self.alive is not None:
-            self.alive.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.alive.unlink(missing_ok=True)
         if self._written:
             if self._is_named:
                 with connections[self.using].cursor() as cursor:

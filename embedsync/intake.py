@@ -16,6 +16,8 @@ logger = logging.getLogger("embedsync")
 
 WORKERS_DIED = "The worker died while it held this row."  # as due.sql has it
 
+RETRIED_AT_ONCE = 20  # rows, which go one by one, and wait in the hands of this worker meanwhile
+
 GiveUp = Callable[[type[EmbeddingModel], Exception], None]
 
 
@@ -32,33 +34,57 @@ class Intake:
         self.give_up = give_up
         self.unfilled: set[str] = set()
         self.behind = True
+        self._share = 1  # of the rows asked for that are claimed at a time
 
-    def take(self, claims: list[Claim], ready: list[str], size: int) -> int:
+    def take(
+        self, claims: list[Claim], ready: list[str], size: int, retried: list[str] | None = None
+    ) -> int:
         """Take about ``size`` rows of the sidecars ``ready`` into ``claims``.
+
+        Of rows that are to be tried again a few, and of the sidecars ``retried`` only. Less for a
+        while where a timeout of this role has ended a statement.
 
         Returns how many events and rows moved.
         """
+        try:
+            moved = self._take(claims, ready, max(1, size // self._share), retried)
+        except OperationalError as error:
+            if sqlstate(error) != QUERY_CANCELED or self._share >= size:
+                raise
+            logger.warning("a claim took too long, the next is smaller: %s", error)
+            self._share = min(self._share * 4, size)
+            return 1
+        if moved:
+            self._share = max(1, self._share // 2)
+        return moved
+
+    def _take(
+        self, claims: list[Claim], ready: list[str], size: int, retried: list[str] | None
+    ) -> int:
 
         def room() -> int:
             return size - sum(len(claim.attempts) for claim in claims)
 
-        events, rare, due = self.queue.peek(list(self.services), ready)
+        events, rare, due = self.queue.peek(list(self.services), ready, retried)
         truncated, hops = self.queue.rare(list(self.services)) if rare else ([], [])
         self.unfilled |= set(truncated)
         expanded = self._expand(hops)
         ready = [key for key in ready if key in self.services]  # some may just have been given up
         # A share for retries and one for the fill, however many events come in.
         if due or expanded:
-            claims += self._due(ready, max(1, size // 4))
-        retries = size - room()
+            claims += self._due(ready, max(1, size // 4), retried=False)
+        late = size - room()
+        if due:
+            again = [key for key in ready if retried is None or key in retried]
+            claims += self._due(again, min(size, RETRIED_AT_ONCE), retried=True)
         unfilled = sorted(self.unfilled.intersection(ready))
         reserve = size // 4 if unfilled else 0
         picked = 0
         if events:
             picked, folded = self.queue.fold(ready, max(1, room() - reserve))
             claims += folded
-        if retries >= size // 4 and room() > reserve:
-            claims += self._due(ready, room() - reserve)
+        if late >= size // 4 and room() > reserve:
+            claims += self._due(ready, room() - reserve, retried=False)
         for key in unfilled:
             if room() <= 0:
                 break
@@ -66,8 +92,8 @@ class Intake:
         self.behind = room() <= 0 or picked >= size
         return len(truncated) + expanded + picked + size - room()
 
-    def _due(self, ready: list[str], limit: int) -> list[Claim]:
-        claims = self.queue.due(ready, limit)
+    def _due(self, ready: list[str], limit: int, *, retried: bool) -> list[Claim]:
+        claims = self.queue.due(ready, limit, retried=retried)
         for key, pk, attempts in self.queue.parked:
             about = {"sidecar": key, "source_pk": pk, "attempts": attempts}
             logger.error("%s %s: parked, %s", key, pk, WORKERS_DIED, extra=about)

@@ -5,7 +5,7 @@ last. Only that thread talks to the database.
 """
 
 import logging
-import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -15,14 +15,13 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, OperationalError, ProgrammingError
 
 from embedsync import state
-from embedsync.breaker import jitter
 from embedsync.claim import Claim
 from embedsync.conf import settings
-from embedsync.database import QUERY_CANCELED, TOO_LONG, sqlstate, summary
+from embedsync.database import QUERY_CANCELED, TOO_LONG, has_failed, sqlstate, summary
 from embedsync.declaration import EmbeddingModel, declaration_of, key_of
 from embedsync.embedders import RefusedError, UnavailableError
-from embedsync.embedders.usage import CHARACTERS
-from embedsync.lane import Lane, Part, Settled
+from embedsync.lane import Lane
+from embedsync.part import Part, Settled
 from embedsync.passages import passages_of
 from embedsync.queue import Queue
 from embedsync.service import Asked, Embedded, Service, halves
@@ -31,8 +30,6 @@ from embedsync.text import read
 logger = logging.getLogger("embedsync")
 
 HUNG_SECONDS = 600.0
-SLOW_SECONDS = 30.0  # of a call, after which rows of other embedders do not wait for its end
-CALLS_OF_A_PART = 8  # of the embedder, about, where texts are cut into passages
 
 
 class Pipeline:
@@ -58,6 +55,7 @@ class Pipeline:
         self.concurrency = concurrency
         self.claims: list[Claim] = []
         self.lost = 0
+        self._advanced_at = time.monotonic()
         self.has_abandoned = False  # calls that were not answered, and whose threads go on
         self._is_over = is_over
         self._give_up = give_up
@@ -76,6 +74,10 @@ class Pipeline:
         """For how long the slowest provider has not answered; 0 where none is being asked."""
         return max((lane.stuck_seconds for lane in self._lanes.values()), default=0.0)
 
+    def is_stuck(self) -> bool:
+        """Whether the worker's own thread does not come back: from a receiver of signals, say."""
+        return time.monotonic() - self._advanced_at >= HUNG_SECONDS
+
     @property
     def doing(self) -> str:
         """For people to read."""
@@ -87,6 +89,10 @@ class Pipeline:
         """Whether there is room for rows of a sidecar."""
         return self._lane(service).wants
 
+    def wants_retried(self, service: Service) -> bool:
+        """Whether there is room for rows of a sidecar that are to be tried again."""
+        return self._lane(service).wants_retried
+
     def _lane(self, service: Service) -> Lane:
         alias = declaration_of(service.sidecar).embedder
         if alias not in self._lanes:
@@ -95,7 +101,7 @@ class Pipeline:
 
     def accept(self, claims: Iterable[Claim]) -> None:
         """Put claims in line, in parts that keep all threads of their lane busy."""
-        again: list[tuple[Claim, Lane, list[Part]]] = []
+        spared: list[Part] = []
         for claim in claims:
             service = self.services.get(claim.key)
             if service is None:  # given up since it was claimed
@@ -105,30 +111,30 @@ class Pipeline:
             lane = self._lane(service)
             first = [pk for pk in claim.pks if claim.attempts[pk] == 1]
             others = [pk for pk in claim.pks if claim.attempts[pk] > 1]
-            lane.waiting += [Part(service, claim, pks) for pks in self._split(service, first)]
-            alone = [Part(service, claim, [pk], alone=True) for pk in others]
-            again.append((claim, lane, alone))
-        # Behind the fresh rows of all claims.
-        for _, lane, alone in again:
-            lane.waiting += alone
-        for claim, _, alone in again:
-            self.queue.count(claim, [pk for part in alone for pk in part.pks], -1)
-            for part in alone:
-                part.counted = False
+            new = [Part(service, claim, pks) for pks in lane.split(service, first)]
+            again = [Part(service, claim, [pk], alone=True) for pk in others]
+            lane.waiting += new
+            lane.retried += again
+            spared += [*again, *(new if self._holds_suspect else ())]
+        self._spare(spared)
 
-    def _split(self, service: Service, pks: list[str]) -> list[list[str]]:
-        """In whole calls of the embedder for each thread; one thread has all, sorted by length."""
-        size = max(1, len(pks))
-        if self.concurrency > 1:
-            call = min(service.embedder.batch_size, math.ceil(len(pks) / self.concurrency)) or 1
-            size = call * max(1, round(len(pks) / self.concurrency / call))
-        return [pks[start : start + size] for start in range(0, len(pks), size)]
+    def _spare(self, parts: Iterable[Part]) -> None:
+        """Count the attempt of parts that wait when their turn comes: they kill nobody."""
+        of_claim: dict[int, list[Part]] = {}
+        for part in parts:
+            if part.counted:
+                of_claim.setdefault(id(part.claim), []).append(part)
+        for spared in of_claim.values():
+            self.queue.count(spared[0].claim, [pk for part in spared for pk in part.pks], -1)
+            for part in spared:
+                part.counted = False
 
     def advance(self, patience: float) -> int:
         """Begin what may begin, and write what has been embedded; wait for that at most so long.
 
         Returns the number of parts that moved.
         """
+        self._advanced_at = time.monotonic()
         self._return_owed()
         moved = 0
         # Rows that may kill a worker go one at a time: each lane has its turn.
@@ -140,6 +146,8 @@ class Pipeline:
                     break
                 moved += 1
                 with self._answering_for(part):
+                    if part.alone:
+                        self._spare(one for each in self._lanes.values() for one in each.waiting)
                     self._begin(lane, part)
         calls: list[Future[Any]] = [
             call
@@ -157,28 +165,27 @@ class Pipeline:
             moved += self._see_to_loading(lane)
         self._return_owed()
         # The leases of a call that hangs run out, so that another worker takes its rows over.
-        held = {
-            id(part.claim)
-            for lane in self._lanes.values()
-            if lane.stuck_seconds < HUNG_SECONDS
-            for part in lane.parts
-        }
+        held = set[int]()
+        for lane in self._lanes.values():
+            hung = lane.hung(HUNG_SECONDS)
+            for part in hung:
+                part.claim.hung.update(part.pks)
+            held.update(id(part.claim) for part in lane.parts if part not in hung)
         self.claims[:] = [claim for claim in self.claims if id(claim) in held]
         return moved
 
+    @property
+    def _holds_suspect(self) -> bool:
+        return any(lane.holds_suspect for lane in self._lanes.values())
+
     def _suspect_elsewhere(self, lane: Lane) -> bool:
         """Whether another lane has a row in hand that may kill this worker, and be blamed."""
-        return any(
-            other.holds_suspect and other.stuck_seconds < SLOW_SECONDS
-            for other in self._lanes.values()
-            if other is not lane
-        )
+        return any(other.holds_suspect for other in self._lanes.values() if other is not lane)
 
     def finish(self, is_over: Callable[[], bool]) -> None:
         """Hand back what waits, and write what comes of the calls in hand until ``is_over()``."""
         for lane in self._lanes.values():
-            self._owe(lane.waiting)
-            lane.waiting.clear()
+            self._owe(lane.clear())
         while self.busy or self._owed:
             self.advance(0.1)
             if is_over():
@@ -188,9 +195,8 @@ class Pipeline:
         """Hand back all that is in hand; what is being embedded is lost."""
         for lane in self._lanes.values():
             self.has_abandoned = self.has_abandoned or bool(lane.running or lane.loading)
-            self._owe([*lane.running.values(), *lane.waiting])
+            self._owe([*lane.running.values(), *lane.clear()])
             lane.running.clear()
-            lane.waiting.clear()
             lane.close()
         self._lanes.clear()
         self._return_owed()
@@ -238,9 +244,10 @@ class Pipeline:
             if not part.counted:
                 self.queue.count(part.claim, part.pks, 1)
                 part.counted = True
-            found = read(sidecar, part.pks, using, self._bytes(part.service), to_write=True)
+            most = part.bytes_of(settings.batch_bytes // (2 * self.concurrency))
+            found = read(sidecar, part.pks, using, most, to_write=True)
             if len(found.pks) < len(part.pks):
-                lane.waiting.appendleft(replace(part, pks=part.pks[len(found.pks) :]))
+                lane.put_back(replace(part, pks=part.pks[len(found.pks) :]))
                 part.pks = found.pks
             part.rows = passages_of(found, part.service.embedder.fingerprint, part.service.splitter)
             part.blank = [pk for pk in found.texts if pk not in part.rows]
@@ -256,27 +263,14 @@ class Pipeline:
         if wanted:
             lane.begin(part, wanted, lambda: self._is_left(part))
 
-    def _bytes(self, service: Service) -> int:
-        """How many bytes of text to read at once; those of a few calls where they are cut.
-
-        What is being embedded is lost when a worker dies, and a page of long texts may take hours.
-        """
-        limit = settings.batch_bytes // (2 * self.concurrency)
-        if service.chunks is None:
-            return limit
-        call = service.embedder.batch_size * service.chunks.size * CHARACTERS
-        return min(limit, CALLS_OF_A_PART * call)
-
     def _see_to_loading(self, lane: Lane) -> int:
         """Where a model has been loaded parts may begin; or its sidecar is given up, and theirs."""
         if lane.loading is None or not lane.loading[0].done():
             return 0
-        (loaded, service), is_late = lane.loading, lane.stuck_seconds >= HUNG_SECONDS
-        lane.loading = None
+        (loaded, service), lane.loading = lane.loading, None
         self._note(service, loaded.result())
-        if is_late:  # their leases have run out
-            self._owe(lane.waiting)
-            lane.waiting.clear()
+        if any(not part.claim.hung.isdisjoint(part.pks) for part in lane.parts):
+            self._owe(lane.clear())  # their leases have run out
         return 1
 
     def _write(self, part: Part, found: Embedded) -> None:
@@ -340,9 +334,10 @@ class Pipeline:
         claim, service = part.claim, part.service
         try:
             yield
-        except InterfaceError:
-            raise
-        except OperationalError as error:
+        except (OperationalError, InterfaceError) as error:
+            if not has_failed(error, self.queue.using):
+                self._blame(lane, part, error)
+                return
             if sqlstate(error) not in TOO_LONG:
                 raise
             logger.warning(
@@ -361,12 +356,15 @@ class Pipeline:
             self._give_up(service.sidecar, error)
             self.release(part, part.pks, error)
         except Exception as error:
-            # A row that cannot be read or written: which one?
-            if len(part.pks) > 1:
-                self._halve(lane, part)
-            else:
-                failed = {part.pks[0]: self._hand_back(part, part.pks, error)}
-                self._settled(Settled(part, 1, [], failed))
+            self._blame(lane, part, error)
+
+    def _blame(self, lane: Lane, part: Part, error: Exception) -> None:
+        """A row that cannot be read or written: which one?"""
+        if len(part.pks) > 1:
+            self._halve(lane, part)
+        else:
+            failed = {part.pks[0]: self._hand_back(part, part.pks, error)}
+            self._settled(Settled(part, 1, [], failed))
 
     def _halve(self, lane: Lane, part: Part) -> None:
         parts = [Part(part.service, part.claim, half) for half in halves(part.pks)]
@@ -379,16 +377,12 @@ class Pipeline:
 
         ``longest`` is the longest wait in seconds of rows that are not to blame.
         """
-        refund = longest is not None
-        said, delays = summary(error), dict[str, float | None]()
-        for pk in pks:
+        refund, said = longest is not None, summary(error)
+        delays = part.delays(pks, longest)
+        for pk in pks if not refund else ():
             attempts = part.claim.attempts[pk]
-            parked = attempts >= settings.max_attempts and not refund
-            backoff = min(settings.backoff * 2 ** (attempts - 1), settings.max_backoff)
-            delays[pk] = None if parked else jitter(backoff if longest is None else longest)
-            if not refund:
-                about = {"sidecar": part.claim.key, "source_pk": pk, "attempts": attempts}
-                logger.error("%s %s: %s", part.claim.key, pk, said, extra=about)
+            about = {"sidecar": part.claim.key, "source_pk": pk, "attempts": attempts}
+            logger.error("%s %s: %s", part.claim.key, pk, said, extra=about)
         self.queue.hand_back(part.claim, delays, said, refund=refund and part.counted)
         return said, delays[pks[-1]]
 

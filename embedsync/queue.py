@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from django.db import DataError, ProgrammingError, transaction
+from django.db import DataError, OperationalError, ProgrammingError, transaction
 from pgvector import HalfVector, Vector
 
 from embedsync import state
-from embedsync.claim import Claim, Written, claims, whose
+from embedsync.claim import Claim, Written, claims, tell_too_long, whose
 from embedsync.conf import settings
 from embedsync.database import (
     asked,
@@ -57,7 +57,8 @@ class Queue:
     _next_full_look: float = 0.0
     _events_per_row: float = 1.0  # of late
     _share: int = 1  # of the related rows that are looked for at a time
-    _not_due: dict[str, float] = field(default_factory=dict)  # since when, in the server's time
+    # Since when, in the server's time; of rows that were tried before, or without them.
+    _not_due: dict[tuple[str, bool], float] = field(default_factory=dict)
     _next_due_look: float = 0.0
 
     def transaction(self) -> AbstractContextManager[Any]:
@@ -78,7 +79,8 @@ class Queue:
                 sql, {"low": low, "limit": limit, **self._lease(token), "served": list(served)}
             )
             rows = cursor.fetchall()
-        picked, owed, last = rows[0][:3]
+        too_long, picked, owed, last = rows[0][:4]
+        tell_too_long(too_long)
         self._events_per_row = min(picked / owed, EVENTS_PER_ROW) if owed else 1.0
         if last is not None:
             self.low = last
@@ -86,13 +88,20 @@ class Queue:
             self._looked(started)
         return picked, claims(((key, pk, n) for *_, key, pk, n in rows if key is not None), token)
 
-    def peek(self, served: Sequence[str], ready: Sequence[str]) -> tuple[bool, bool, bool]:
-        """Whether ``fold``, ``rare`` and ``due`` (of those ``ready``) would find anything."""
+    def peek(
+        self, served: Sequence[str], ready: Sequence[str], retried: Sequence[str] | None = None
+    ) -> tuple[bool, bool, bool]:
+        """Whether ``fold``, ``rare`` and ``due`` (of those ``ready``) would find anything.
+
+        Rows that have been tried before count for the sidecars ``retried`` only, or else for all.
+        """
         full_look, low, started = self._look()
         if look_at_all := started >= self._next_due_look:
             self._not_due.clear()
-        since = [self._not_due.get(key) for key in ready]
-        parameters = {"low": low, "served": list(served), "ready": list(ready), "since": since}
+        asked_for = [(key, retried is None or key in retried) for key in ready]
+        since = [self._not_due.get(each) for each in asked_for]
+        more = {"retried": [again for _, again in asked_for], "since": since}
+        parameters = {"low": low, "served": list(served), "ready": list(ready), **more}
         events, rare, due, now = asked(self.using, statement("peek"), parameters)
         if full_look and not events:  # otherwise a fold is going to look
             self._looked(started)
@@ -101,7 +110,7 @@ class Queue:
         if due:
             self._not_due.clear()  # there may be more than the next batch takes
         else:
-            self._not_due.update(dict.fromkeys(ready, now))
+            self._not_due.update(dict.fromkeys(asked_for, now))
         return events, rare, due
 
     def look_everywhere(self) -> None:
@@ -123,8 +132,10 @@ class Queue:
         took = time.monotonic() - started
         return started + min(took / FULL_LOOK_SHARE, FULL_LOOK_SECONDS)
 
-    def due(self, served: Sequence[str], limit: int) -> list[Claim]:
+    def due(self, served: Sequence[str], limit: int, *, retried: bool | None = None) -> list[Claim]:
         """Lease at most ``limit`` rows whose time has come; park those tried too often.
+
+        Those that were tried before where ``retried``, those that were not where it is False.
 
         Each sidecar has a share; what one leaves goes to the others. What was parked is in
         ``parked`` afterwards: sidecar, key and attempts.
@@ -134,19 +145,25 @@ class Queue:
         keys, left = list(served), limit
         while keys and left > 0:
             share = max(1, left // len(keys))
-            taken = self._due(keys, share)
+            try:
+                taken = self._due(keys, share, retried)
+            except OperationalError:
+                if not found:
+                    raise
+                break  # what is leased by now is not to be lost
             found += taken
             left -= sum(len(claim.attempts) for claim in taken)
             keys = [claim.key for claim in taken if len(claim.attempts) >= share]
         return found
 
-    def _due(self, served: Sequence[str], share: int) -> list[Claim]:
+    def _due(self, served: Sequence[str], share: int, retried: bool | None) -> list[Claim]:
         token = uuid4()
         with self.transaction() as cursor:
             cursor.execute(
                 statement("due"),
                 {
                     "limit": share,
+                    "retried": retried,
                     "max_attempts": settings.max_attempts,
                     **self._lease(token),
                     "served": list(served),
@@ -173,8 +190,9 @@ class Queue:
             parameters = {"after": last_key, "limit": limit, "key": key, **self._lease(token)}
             cursor.execute(sql, {**parameters, "served": [key]})
             rows = cursor.fetchall()
-            picked, last = rows[0][0], rows[0][1]
+            too_long, picked, last = rows[0][:3]
             state.fill_reached(cursor, key, last, ended=picked < limit)
+        tell_too_long(too_long)
         found = claims(((k, pk, n) for *_, k, pk, n in rows if k is not None), token)
         return picked, [replace(claim, filling=True) for claim in found]
 
@@ -225,7 +243,8 @@ class Queue:
             with self.transaction() as cursor:
                 # Leased to nobody: they are due, for this worker and others.
                 cursor.execute(sql, {**parameters, **self._lease(uuid4()), "served": []})
-                events, rows = cursor.fetchone()
+                too_long, events, rows = cursor.fetchone()
+            tell_too_long(too_long)
             self._share = max(1, self._share // 2)
         except DataError:
             # Keys of another type than the column has now.
@@ -323,7 +342,8 @@ class Queue:
         """Lengthen the lease of rows that are still being embedded."""
         with self.transaction() as cursor:
             # What this worker is writing at the moment is locked, and nobody else's.
-            mine = sorted(self._lock(cursor, claim, claim.pks, "SKIP LOCKED"))
+            held = [pk for pk in claim.pks if pk not in claim.hung]
+            mine = sorted(self._lock(cursor, claim, held, "SKIP LOCKED"))
             more = {"pks": mine, "lease": settings.lease}
             cursor.execute(statement("extend"), {**more, **whose(claim)})
 

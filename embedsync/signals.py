@@ -14,7 +14,7 @@ from django.dispatch import Signal
 from embedsync.declaration import EmbeddingModel, key_fields, source_of
 
 if TYPE_CHECKING:
-    from embedsync.lane import Settled
+    from embedsync.part import Settled
 
 logger = logging.getLogger("embedsync")
 

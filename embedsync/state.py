@@ -4,7 +4,7 @@ Each function takes the cursor of a worker's transaction.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.db import connections
@@ -128,6 +128,13 @@ def assert_dimensions(cursor: Any, sidecar: type[EmbeddingModel], table: str) ->
         )
 
 
+def has_table(cursor: Any, sidecars: Iterable[type[EmbeddingModel]]) -> bool:
+    """Whether the table of any of them is there."""
+    names = [cursor.db.ops.quote_name(sidecar._meta.db_table) for sidecar in sidecars]
+    cursor.execute("SELECT count(to_regclass(name)) FROM unnest(%s::text[]) AS t(name)", [names])
+    return bool(cursor.fetchone()[0])
+
+
 def fingerprints(cursor: Any, keys: Sequence[str]) -> dict[str, str]:
     """Under which declarations sidecars are served, by key."""
     cursor.execute("SELECT key, fingerprint FROM embedsync_sidecar WHERE key = ANY(%s)", [keys])
@@ -161,7 +168,9 @@ def heed_missed(cursor: Any, served: Sequence[str]) -> None:
     # Looked at first, because an UPDATE of nothing would still cost an idle system its share.
     cursor.execute(
         "SELECT key FROM embedsync_sidecar"
-        " WHERE key = ANY(%s) AND (missed <> %s OR missed_seen <> missed)",
+        " WHERE key = ANY(%s) AND (missed <> %s OR missed_seen <> missed)"
+        # In the order in which every worker locks, so that two of them cannot deadlock.
+        ' ORDER BY key COLLATE "C"',
         [list(served), missed],
     )
     for (key,) in cursor.fetchall():

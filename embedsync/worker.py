@@ -30,8 +30,8 @@ from embedsync.embedders import MismatchError, RefusedError, get_embedder
 from embedsync.heartbeat import Heartbeat
 from embedsync.indexing import IndexBuilder
 from embedsync.intake import Intake
-from embedsync.lane import Settled
 from embedsync.lease import LeaseKeeper
+from embedsync.part import Settled
 from embedsync.pipeline import Pipeline
 from embedsync.queue import Queue
 from embedsync.service import Service
@@ -99,7 +99,7 @@ class Worker:
         self._mended_at = 0.0
         self._mendable: set[str] = set()  # of the broken, those that the database keeps from it
         self._unproven: set[str] = set()  # whose embedder has failed, and has made no vector since
-        self._deadline = math.inf
+        self._deadline = self._killed_at = math.inf
 
     @property
     def served(self) -> dict[str, type[EmbeddingModel]]:
@@ -116,24 +116,29 @@ class Worker:
 
     def _grace_is_over(self) -> bool:
         # Not where only its time is over: a call that takes longer would never come to its end.
-        return self.stopping and time.monotonic() >= self._stopped_at + settings.grace
+        stopped = self.stopping and time.monotonic() >= self._stopped_at + settings.grace
+        return stopped or time.monotonic() >= self._killed_at
 
     def pending(self) -> int:
         """How many rows a drain has before it, as far as that is known."""
         return self.queue.pending(self.served)
 
-    def run(self, *, drain: bool = False, max_seconds: float | None = None) -> None:
+    def run(
+        self, *, drain: bool = False, max_seconds: float | None = None, grace: float = math.inf
+    ) -> None:
         """Serve all sidecars until told to stop; with ``drain`` until nothing is due.
 
-        After ``max_seconds`` it stops as if it were told to. A database that fails is waited for; a
-        drain raises after some failures in a row.
+        After ``max_seconds`` it stops as if it were told to, but waits for calls in hand up to
+        ``grace`` seconds more. A database that fails is waited for; a drain raises after some
+        failures in a row.
         """
         if max_seconds is not None:
             self._deadline = time.monotonic() + max_seconds
+            self._killed_at = self._deadline + grace
         try:
             if not drain:
                 self.heartbeat.hurry()
-            with LeaseKeeper(self.queue, self.pipeline.claims):
+            with LeaseKeeper(self.queue, self.pipeline.claims, self.pipeline.is_stuck):
                 self._run(drain)
                 self._with_patience(partial(self.pipeline.finish, self._grace_is_over))
         finally:
@@ -237,7 +242,9 @@ class Worker:
             return 0
         claims: list[Claim] = []
         try:
-            return self.intake.take(claims, ready, self.batch_size or settings.batch_size)
+            size = self.batch_size or settings.batch_size
+            again = [key for key in ready if self.pipeline.wants_retried(self.services[key])]
+            return self.intake.take(claims, ready, size, again)
         finally:
             self.pipeline.accept(claims)
 
@@ -343,13 +350,9 @@ class Worker:
         """
         if not self._mendable:
             return False
-        quote = connections[self.using].ops.quote_name
-        names = [quote(self._broken[key]._meta.db_table) for key in self._mendable]
+        sidecars = [self._broken[key] for key in self._mendable]
         with worker_transaction(self.using) as cursor:
-            cursor.execute(
-                "SELECT count(to_regclass(name)) FROM unnest(%s::text[]) AS t(name)", [names]
-            )
-            return bool(cursor.fetchone()[0])
+            return state.has_table(cursor, sidecars)
 
     def _look_everywhere(self) -> None:
         """Before a drain ends: events that were committed late, and fills that have become due."""

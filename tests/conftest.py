@@ -1,6 +1,7 @@
 """What the tests share: a PostgreSQL, workers in this process and in processes of their own."""
 
 import os
+import threading
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -139,3 +140,29 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("embedsync.breaker.time", clock)
     return clock
+
+
+@pytest.fixture
+def running(transactional_db):
+    """Run a worker in a thread of its own; it is stopped at the end."""
+    started = []
+
+    def run(**options):
+        worker = Worker(**options)
+
+        def work():
+            try:
+                worker.run()
+            finally:
+                connection.close()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.append((worker, thread))
+        return worker
+
+    yield run
+    for worker, thread in started:
+        worker.stop()
+        thread.join(60)
+        assert not thread.is_alive()

@@ -100,3 +100,15 @@ def test_trouble_is_known_behind_other_exceptions():
 )
 def test_retry_after_is_read(header, seconds):
     assert seconds_of(header) == seconds
+
+
+def test_a_date_is_counted_from_the_answers_own():
+    """The clock of the worker's host may be wrong by a day."""
+    date, later = "Thu, 01 Jan 2026 00:00:00 GMT", "Thu, 01 Jan 2026 00:00:30 GMT"
+
+    class Answer:
+        status_code, headers = 503, {"Retry-After": later, "Date": date}
+
+    error = RuntimeError("503")
+    error.response = Answer()
+    assert trouble_of(error).retry_after == 30.0

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from embedsync.claim import Claim
 from embedsync.lease import LeaseKeeper
-from embedsync.models import Ledger, SidecarState
+from embedsync.models import Inbox, Ledger, SidecarState
 from embedsync.state import SupersededError
 from embedsync.worker import Worker
 from tests.books import KEY, BookEmbedding
@@ -310,3 +310,17 @@ def test_a_change_during_the_last_attempt_outlives_its_worker(hand, drain, setti
     end_leases()
     drain()
     assert_in_step(BookEmbedding)
+
+
+def test_a_row_that_changes_in_hand_has_waited_since_then(hand):
+    """Not since the write after which its change is seen to."""
+    Book.objects.create(id=1, title="A")
+    worker = hand()
+    [claim] = worker.fold()
+    Ledger.objects.update(queued_at="2000-01-01T00:00Z")
+    Book.objects.update(title="B")
+    Inbox.objects.update(queued_at="2001-01-01T00:00Z")
+    Book.objects.update(title="C")
+    hand().fold()
+    worker.complete(claim, pk1="A. ")
+    assert Ledger.objects.get().queued_at.year == 2001

@@ -4,6 +4,7 @@ from contextlib import closing
 
 import pytest
 from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from embedsync import state
 from embedsync.database import worker_transaction
@@ -119,3 +120,18 @@ def test_a_mark_is_not_waited_for_longer_than_its_transaction(drain, uncaptured)
         uncaptured.commit()
         until(lambda: drain() and is_compared(), seconds=120)
         assert BookEmbedding.objects.count() == 1
+
+
+def test_sidecars_are_locked_in_the_order_in_which_all_lock_them(drain):
+    """Wherever their rows lie, or a worker and a truncation wait for each other."""
+    drain()
+    keys = list(SidecarState.objects.order_by("key").values_list("key", flat=True))
+    for key in reversed(keys):
+        execute("UPDATE embedsync_sidecar SET missed_until = 0 WHERE key = %s", [key])
+    execute("SELECT nextval('embedsync_missed')")
+    with CaptureQueriesContext(connection) as queries, worker_transaction("default") as cursor:
+        cursor.execute("SET LOCAL enable_indexscan = off")
+        cursor.execute("SET LOCAL enable_bitmapscan = off")
+        state.heed_missed(cursor, keys)
+    locking = [query["sql"] for query in queries if query["sql"].endswith("FOR UPDATE")]
+    assert [sql.split("'")[1] for sql in locking] == sorted(keys)

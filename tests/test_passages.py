@@ -159,7 +159,7 @@ def test_calls_are_bounded_by_passages(drain, asked):
 
 def test_long_rows_are_written_before_all_are_embedded(drain, asked, monkeypatch):
     """What is in hand is bounded: a worker that dies loses no more than some calls."""
-    monkeypatch.setattr("embedsync.pipeline.CALLS_OF_A_PART", 1)
+    monkeypatch.setattr("embedsync.part.CALLS_OF_A_PART", 1)
     for n in range(10):
         write(*(f"a{n}{word}" for word in "bcdefg"))
     execute("ALTER TABLE articles_article ALTER body SET STORAGE EXTERNAL")
@@ -196,7 +196,7 @@ def test_one_bad_passage_ends_its_row(drain, asked, monkeypatch, settings):
     """Its other passages would be embedded for nothing."""
     # A long wait, because a short one would let the same drain try again.
     settings.EMBEDSYNC_BACKOFF = 600
-    monkeypatch.setattr("embedsync.pipeline.jitter", lambda longest: longest)
+    monkeypatch.setattr("embedsync.part.jitter", lambda longest: longest)
     drain()  # the first fill, which would have it embedded once more
     write(*(["FAIL"] * 3), "a", *(f"FAIL{n}" for n in range(8)))
     drain()

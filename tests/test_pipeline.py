@@ -55,32 +55,6 @@ def gate(monkeypatch):
     gate.open.set()
 
 
-@pytest.fixture
-def running(transactional_db):
-    """Run a worker in a thread of its own; it is stopped at the end."""
-    started = []
-
-    def run(**options):
-        worker = Worker(**options)
-
-        def work():
-            try:
-                worker.run()
-            finally:
-                connection.close()
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        started.append((worker, thread))
-        return worker
-
-    yield run
-    for worker, thread in started:
-        worker.stop()
-        thread.join(60)
-        assert not thread.is_alive()
-
-
 def leased(**which):
     return Ledger.objects.exclude(token=None).filter(**which).count()
 
@@ -447,7 +421,7 @@ def test_retries_of_one_embedder_let_those_of_another_have_their_turn(retries, m
 def test_a_retry_that_hangs_does_not_hold_up_those_of_another_embedder(
     retries, gate, running, monkeypatch
 ):
-    monkeypatch.setattr("embedsync.pipeline.SLOW_SECONDS", 0.3)
+    monkeypatch.setattr("embedsync.lane.SLOW_SECONDS", 0.3)
     running()
     until(lambda: Parcel.embedding.model.objects.exists())
     assert gate.inside == 1

@@ -143,7 +143,7 @@ def test_a_trigger_that_failed_leads_to_a_comparison_of_all_rows(drain):
 
 def test_an_exception_leaves_the_row_owed_with_backoff(drain, caplog, monkeypatch):
     # The longest wait, because the shortest would let the same drain try again.
-    monkeypatch.setattr("embedsync.pipeline.jitter", lambda longest: longest)
+    monkeypatch.setattr("embedsync.part.jitter", lambda longest: longest)
     Book.objects.bulk_create(
         [Book(title="good 1"), Book(title="FAIL secret"), Book(title="good 2")]
     )
@@ -384,7 +384,7 @@ def test_a_sidecar_whose_table_is_gone_stops_no_other(drain):
 
 def test_the_command_reports_what_waits(drain, caplog, monkeypatch):
     # The longest wait, because the shortest would let the same drain try again.
-    monkeypatch.setattr("embedsync.pipeline.jitter", lambda longest: longest)
+    monkeypatch.setattr("embedsync.part.jitter", lambda longest: longest)
     Book.objects.bulk_create([Book(title="good"), Book(title="FAIL")])
     call_command("embed_worker", "--drain", verbosity=0)
     assert "1 row to wait for a later attempt or another worker, 0 rows parked" in caplog.text

@@ -47,7 +47,7 @@ def trouble_of(error: Exception) -> UnavailableError | None:
         if status in LATER or (status or 0) >= 500:
             headers = getattr(cause, "headers", None) or getattr(response, "headers", None) or {}
             wait = max(
-                seconds_of(headers.get("Retry-After")),
+                seconds_of(headers.get("Retry-After"), headers.get("Date")),
                 seconds_of(headers.get("Retry-After-Ms")) / 1000,  # of OpenAI and Azure
             )
             return UnavailableError(said, retry_after=wait, is_busy=status == 429)
@@ -84,16 +84,27 @@ def status_of(said: Any) -> int | None:
     return None
 
 
-def seconds_of(retry_after: str | None) -> float:
-    """How long a ``Retry-After`` header asks to wait: seconds, or an HTTP date (RFC 9110)."""
+def seconds_of(retry_after: str | None, date: str | None = None) -> float:
+    """How long a ``Retry-After`` header asks to wait: seconds, or an HTTP date (RFC 9110).
+
+    ``date`` is the response's own date: what is left until then is counted by its clock.
+    """
     text = str(retry_after or "0").strip()
     try:
         seconds = float(text)
     except ValueError:
-        try:
-            at = parsedate_to_datetime(text)
-        except ValueError:
+        at = http_date(text)
+        if at is None:
             return 0.0
-        seconds = (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        seconds = (at - (http_date(date) or datetime.now(UTC))).total_seconds()
     # NaN fails both comparisons.
     return min(seconds, LONGEST_RETRY_AFTER) if seconds > 0 else 0.0
+
+
+def http_date(text: str | None) -> datetime | None:
+    """The moment that an HTTP date names; None where it is none."""
+    try:
+        at = parsedate_to_datetime(str(text))
+    except ValueError:
+        return None
+    return at.replace(tzinfo=at.tzinfo or UTC)

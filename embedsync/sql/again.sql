@@ -1,5 +1,4 @@
 -- COMPLETE, at its end: dirty rows are due again at once.
 UPDATE embedsync_ledger
-SET token = NULL, dirty = false, run_at = clock_timestamp(), attempts = 0, last_error = '',
-    queued_at = clock_timestamp()
+SET token = NULL, dirty = false, run_at = clock_timestamp(), attempts = 0, last_error = ''
 WHERE ctid = ANY(%(ctids)s::tid[])

@@ -8,6 +8,7 @@ WITH due AS MATERIALIZED (
         -- Not clock_timestamp(): it is no condition of an index, and all that is leased or waits
         -- for its time would be walked through.
         WHERE sidecar = s.key AND run_at <= statement_timestamp()
+            AND (%(retried)s::boolean IS NULL OR (attempts > 0) = %(retried)s::boolean)
         ORDER BY run_at
         LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED
@@ -19,7 +20,9 @@ SET token = CASE WHEN dirty OR attempts < %(max_attempts)s THEN %(token)s::uuid 
     -- unless it is another text by now.
     run_at = CASE WHEN dirty OR attempts < %(max_attempts)s
         THEN clock_timestamp() + %(lease)s * interval '1 second' END,
-    last_error = CASE WHEN NOT dirty AND attempts >= %(max_attempts)s AND last_error = ''
+    -- What it failed of before says nothing: one under a lease has never come back.
+    last_error = CASE WHEN NOT dirty AND attempts >= %(max_attempts)s
+            AND (token IS NOT NULL OR last_error = '')
         THEN 'The worker died while it held this row.' ELSE last_error END,
     attempts = least(attempts + 1, %(max_attempts)s),
     worker = %(worker)s,

@@ -33,4 +33,5 @@ WITH embedsync_picked AS MATERIALIZED (
 ), owed AS (
     SELECT %(key)s AS sidecar, key AS source_pk, min(queued_at) AS queued_at FROM found GROUP BY key
 ), {claimed}
-SELECT (SELECT count(*) FROM embedsync_picked), (SELECT count(*) FROM claimed)
+SELECT (SELECT array_agg(ARRAY[sidecar, keys::text, longest::text]) FROM too_long),
+    (SELECT count(*) FROM embedsync_picked), (SELECT count(*) FROM claimed)

@@ -3,7 +3,8 @@
 WITH page AS ({page_of_keys}), owed AS (
     SELECT %(key)s AS sidecar, {page_key} AS source_pk, statement_timestamp() AS queued_at FROM page
 ), {claimed}
-SELECT p.picked, p.last, c.sidecar, c.source_pk, c.attempts
+SELECT (SELECT array_agg(ARRAY[sidecar, keys::text, longest::text]) FROM too_long),
+    p.picked, p.last, c.sidecar, c.source_pk, c.attempts
 FROM (
     SELECT count(*) AS picked, (array_agg({page_key} ORDER BY {page_desc}))[1] AS last FROM page
 ) p

@@ -16,6 +16,7 @@ WITH picked AS MATERIALIZED (
     WHERE source_pk IS NOT NULL
     GROUP BY sidecar, source_pk
 ), {claimed}
-SELECT p.picked, (SELECT count(*) FROM owed), p.last, c.sidecar, c.source_pk, c.attempts
+SELECT (SELECT array_agg(ARRAY[sidecar, keys::text, longest::text]) FROM too_long),
+    p.picked, (SELECT count(*) FROM owed), p.last, c.sidecar, c.source_pk, c.attempts
 FROM (SELECT count(*) AS picked, max(seq) AS last FROM picked) p
 LEFT JOIN claimed c ON c.token = %(token)s::uuid

@@ -6,7 +6,8 @@ SELECT
         IS NOT NULL,
     EXISTS (SELECT FROM embedsync_inbox WHERE kind <> 'row' AND sidecar = ANY(%(served)s)),
     EXISTS (
-        SELECT FROM unnest(%(ready)s::text[], %(since)s::float8[]) AS s(key, since)
+        SELECT FROM unnest(%(ready)s::text[], %(retried)s::bool[], %(since)s::float8[])
+            AS s(key, retried, since)
         CROSS JOIN LATERAL (
             SELECT FROM embedsync_ledger
             -- Not clock_timestamp(): it is no condition of an index, and all that is leased or
@@ -15,6 +16,7 @@ SELECT
                 -- Above what has been looked at: until a vacuum, there are the dead entries of
                 -- all whose lease would have ended. What is committed late a full look finds.
                 AND run_at > coalesce(to_timestamp(s.since), '-infinity')
+                AND (attempts = 0 OR s.retried)
             ORDER BY run_at
             LIMIT 1
         ) due
