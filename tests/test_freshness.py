@@ -176,9 +176,9 @@ def test_goes_with_the_rest_of_the_orm(shelf):
 
 
 def test_in_a_query_of_another_model(drain):
-    for text in ("red apple", "blue sea", "red rose"):
-        Memo.objects.create(text=text)
-        Postscript.objects.create(letter=Letter.objects.create(text=text))
+    for pk, text in enumerate(("red apple", "blue sea", "red rose"), start=1):
+        Memo.objects.create(id=pk, text=text)
+        Postscript.objects.create(letter=Letter.objects.create(id=pk, text=text))
     drain()
     Letter.objects.filter(text="red rose").update(text="red tulip")
     Memo.objects.filter(text="red apple").update(text="red pear")
