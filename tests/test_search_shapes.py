@@ -219,7 +219,7 @@ def test_values_that_are_the_same_are_one(shelf):  # noqa: F811
         search = Book.objects.similar("red apple", exact=exact).values_list("title", flat=True)
         found = list(search.distinct())
         assert len(found) == len(set(found)) == search.distinct().count() == 5
-        assert list(search.distinct()[:5]) == found
+        assert sorted(search.distinct()[:5]) == sorted(found)
         assert len(Book.objects.similar("red apple", exact=exact).distinct()) == 7
 
 
