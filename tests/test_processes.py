@@ -1,5 +1,6 @@
 """Workers as processes of their own: signals, deaths, sharing, lost connections."""
 
+import re
 import signal
 
 import pytest
@@ -122,8 +123,10 @@ def test_workers_share_the_work(drain, worker_process):
     workers = [worker_process("--drain", SCRIPTED_SLEEP="0.001") for _ in range(3)]
     outputs = [worker.wait() for worker in workers]
     assert [status for status, _ in outputs] == [0, 0, 0], outputs
-    settled = [int(output.split(" of ")[-2].split()[-1]) for _, output in outputs]
-    assert sum(settled) == 2000
+    embedded = 0
+    for _, output in outputs:
+        embedded += int(re.search(r"([\d,]+) rows? embedded", output)[1].replace(",", ""))
+    assert embedded == 2000
     assert_in_step(BookEmbedding)
 
 
