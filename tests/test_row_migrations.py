@@ -82,6 +82,7 @@ def test_the_functions_of_a_declaration_go_with_it(project):
     assert functions(project) == ([], [])
     plain.run("migrate", "shop", "0001")
     assert len(functions(project)[0]) == 4
+    plain.run("migrate", "shop", "zero")
     plain.run("migrate", "embedsync", "zero")
     assert project.objects() == []
 
