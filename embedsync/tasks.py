@@ -27,7 +27,7 @@ def process_pending(
 
     A call of an embedder that is being made then has a fifth of ``max_seconds`` more; after that
     its rows are handed back, with no attempt counted. So it ends before a scheduler that allows it
-    a quarter more would kill it, and a text that is not to blame pay for that.
+    a quarter more would kill it, for which a text that is not to blame would pay.
     """
     settled = 0
 

@@ -18,6 +18,13 @@ def execute(sql, params=None):
         cursor.execute(sql, params)
 
 
+def sessions():
+    """How many connections to this database there are."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+        return cursor.fetchone()[0]
+
+
 @contextmanager
 def renamed(table, name="elsewhere", column=None):
     """A table, or a column of it, under another name: gone, for all who ask for it."""

@@ -14,6 +14,7 @@ from django.db.models.functions import Now
 from django.test.utils import isolate_apps
 from django.utils import timezone
 
+from embedsync import declaration
 from embedsync.checks import databases
 from embedsync.checks import declarations as ours
 from embedsync.checks.choice import check_choice
@@ -144,6 +145,23 @@ def test_a_key_that_is_misspelt_is_named(settings):
     settings.EMBEDSYNC_EMBEDDERS = {"hashing": {"DIMENSION": 3}}
     [message] = ours.wrong_embedder(declare("title"))
     assert "TOKENS_PER_MINUTE, not 'DIMENSION'." in message.msg
+
+
+@isolate_apps("tests.library")
+def test_a_proxy_of_a_sidecar_is_none(monkeypatch):
+    class OfBook(EmbeddingModel):
+        source = EmbeddingSource(Book, "title", **CURED)
+
+        class Meta:
+            app_label = "library"
+
+    class Proxy(OfBook):
+        class Meta:
+            app_label = "library"
+            proxy = True
+
+    monkeypatch.setattr(declaration.apps, "get_models", lambda: [OfBook, Proxy])
+    assert declaration.sidecars() == [OfBook]
 
 
 @isolate_apps("tests.library")

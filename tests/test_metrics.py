@@ -20,7 +20,7 @@ from embedsync.queue import Queue
 from embedsync.signals import embedding_failed, embeddings_updated
 from example_project.postgres import PROJECT
 from tests.application import uncommitted
-from tests.books import KEY, BookEmbedding, execute, renamed
+from tests.books import KEY, BookEmbedding, execute, renamed, sessions
 from tests.library.models import Book, Parcel
 from tests.workers import until
 
@@ -181,13 +181,6 @@ class TestStatus:
         assert "embedsync_rows" in registry._names_to_collectors
 
     def test_over_http_it_leaves_no_connection_open(self, transactional_db):
-        def sessions():
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-                )
-                return cursor.fetchone()[0]
-
         registry = CollectorRegistry()
         registry.register(metrics.StatusCollector())
         before = sessions()

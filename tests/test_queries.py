@@ -9,13 +9,13 @@ from asgiref.sync import async_to_sync
 from django.core.cache import cache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.management import call_command
-from django.db import connection, transaction
+from django.db import transaction
 from pgvector.django import CosineDistance, L2Distance
 
 import embedsync
 from embedsync.embedders import MismatchError, get_embedder
 from embedsync.models import TextEmbedding
-from tests.books import execute
+from tests.books import execute, sessions
 from tests.embedders import ScriptedEmbedder
 from tests.library.models import Book, Play
 from tests.workers import until
@@ -151,13 +151,6 @@ class TestCache:
 
         async def search():
             await asyncio.gather(*(embedsync.aembed_query(f"{n}", "scripted") for n in range(8)))
-
-        def sessions():
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-                )
-                return cursor.fetchone()[0]
 
         before = sessions()
         try:

@@ -4,10 +4,11 @@ import errno
 import http.client
 import socket
 import ssl
+import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
+
+from django.utils.http import parse_http_date_safe
 
 from embedsync.embedders.base import RefusedError, UnavailableError
 
@@ -93,18 +94,9 @@ def seconds_of(retry_after: str | None, date: str | None = None) -> float:
     try:
         seconds = float(text)
     except ValueError:
-        at = http_date(text)
+        at = parse_http_date_safe(text)
         if at is None:
             return 0.0
-        seconds = (at - (http_date(date) or datetime.now(UTC))).total_seconds()
+        seconds = at - (parse_http_date_safe(date or "") or time.time())
     # NaN fails both comparisons.
     return min(seconds, LONGEST_RETRY_AFTER) if seconds > 0 else 0.0
-
-
-def http_date(text: str | None) -> datetime | None:
-    """The moment that an HTTP date names; None where it is none."""
-    try:
-        at = parsedate_to_datetime(str(text))
-    except ValueError:
-        return None
-    return at.replace(tzinfo=at.tzinfo or UTC)
