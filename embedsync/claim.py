@@ -13,15 +13,13 @@ logger = logging.getLogger("embedsync")
 class Claim:
     """Rows of one sidecar that are leased to this worker: attempts by key, this one counted.
 
-    ``filling`` says that a fill found them, rather than an event or a retry. ``hung`` are those
-    whose call hangs, so that others may take them over.
+    ``filling`` says that a fill found them, rather than an event or a retry.
     """
 
     key: str
     token: UUID
     attempts: dict[str, int]
     filling: bool = False
-    hung: set[str] = field(default_factory=set)
 
     @property
     def pks(self) -> list[str]:

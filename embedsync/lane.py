@@ -6,7 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
+from embedsync.claim import Claim
 from embedsync.part import Part
 from embedsync.service import Asked, Embedded, Service
 
@@ -30,8 +32,11 @@ class Lane:
         self._loading_at = math.inf
         self.suspected_at = 0.0  # when the last row began that may kill a worker
         self._passed = 0  # new parts that have begun since then
+        self.unanswered: list[Future[Any]] = []  # of those that were abandoned
+        self.hung: set[tuple[str, str]] = set()  # sidecars and rows in whose call it may have hung
         self._concurrency = concurrency
-        self._threads = ThreadPoolExecutor(concurrency, f"embedsync-{alias}")
+        self._alias = alias
+        self._threads = self._new_threads()
 
     @property
     def parts(self) -> list[Part]:
@@ -65,20 +70,46 @@ class Lane:
             began.append(self._loading_at)
         return max(0.0, time.monotonic() - min(began, default=math.inf))
 
-    def hung(self, seconds: float) -> list[Part]:
-        """The parts whose call has hung for so long, and those that can only wait for such."""
+    def abandon(self, seconds: float) -> list[Part]:
+        """Leave calls to themselves that have not been answered for so long; what they were for."""
         hung = [
-            part
+            (call, part)
             for call, part in self.running.items()
             if part.stuck_seconds >= seconds and not call.done()
         ]
-        is_loading = self.loading is not None and self.stuck_seconds >= seconds
-        return self.parts if is_loading or len(hung) >= self._concurrency else hung
+        for call, part in hung:
+            del self.running[call]
+            part.is_abandoned = True
+            self._leave(call)
+        return [part for _, part in hung]
+
+    def abandon_loading(self, seconds: float) -> Service | None:
+        """Leave a model to itself that has been loading for so long; what it was for."""
+        if self.loading is None or time.monotonic() - self._loading_at < seconds:
+            return None
+        (call, service), self.loading = self.loading, None
+        self._leave(call)
+        return service
+
+    def _leave(self, call: Future[Any]) -> None:
+        """Have other threads for what comes: that of this call goes on with it."""
+        self.unanswered.append(call)
+        self._threads.shutdown(wait=False)
+        self._threads = self._new_threads()
+        for waiting in [call for call in self.running if call.cancel()]:
+            self.put_back(self.running.pop(waiting))
+
+    def _new_threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._concurrency, f"embedsync-{self._alias}")
 
     @property
     def room(self) -> int:
         """How many parts may begin: what is to follow is read while others are being embedded."""
         return 2 * self._concurrency - len(self.running)
+
+    def is_new(self, claim: Claim, pk: str) -> bool:
+        """Whether a row has no reason to be tried alone."""
+        return claim.attempts[pk] == 1 and (claim.key, pk) not in self.hung
 
     def split(self, service: Service, pks: list[str]) -> list[list[str]]:
         """In whole calls of the embedder for each thread; one thread has all, sorted by length."""
@@ -142,8 +173,9 @@ class Lane:
 
         def stopped() -> bool:
             part.moved_at = time.monotonic()  # it is asked between two calls
-            return is_left()
+            return part.is_abandoned or is_left()
 
+        part.is_probe = part.service.breaker.failures > 0
         self.running[self._threads.submit(embed)] = part
 
     def load(self, part: Part) -> None:

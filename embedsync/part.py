@@ -33,6 +33,8 @@ class Part:
     counted: bool = True
     claimed_at: float = field(default_factory=time.monotonic)
     moved_at: float = math.inf  # when its call began, or was last answered
+    is_probe: bool = False  # it began after trouble with its provider
+    is_abandoned: bool = False
     rows: dict[str, Passages] = field(default_factory=dict)
     blank: list[str] = field(default_factory=list)
     unchanged: set[str] = field(default_factory=set)

@@ -19,7 +19,7 @@ from embedsync.claim import Claim
 from embedsync.conf import settings
 from embedsync.database import QUERY_CANCELED, TOO_LONG, has_failed, sqlstate, summary
 from embedsync.declaration import EmbeddingModel, declaration_of, key_of
-from embedsync.embedders import RefusedError, UnavailableError
+from embedsync.embedders import RefusedError, UnansweredError, UnavailableError
 from embedsync.lane import Lane
 from embedsync.part import Part, Settled
 from embedsync.passages import passages_of
@@ -29,7 +29,7 @@ from embedsync.text import read
 
 logger = logging.getLogger("embedsync")
 
-HUNG_SECONDS = 600.0
+HUNG_SECONDS = 540.0  # of a call; a supervisor gives up on the worker later (docs/deployment.md)
 
 
 class Pipeline:
@@ -61,7 +61,6 @@ class Pipeline:
         self._give_up = give_up
         self._settled = settled
         self._lanes: dict[str, Lane] = {}
-        self._warned: set[str] = set()
         # To be handed back, now or when the database answers again; and whether with a refund.
         self._owed: list[tuple[Claim, list[str], bool]] = []
 
@@ -109,8 +108,8 @@ class Pipeline:
                 continue
             self.claims.append(claim)
             lane = self._lane(service)
-            first = [pk for pk in claim.pks if claim.attempts[pk] == 1]
-            others = [pk for pk in claim.pks if claim.attempts[pk] > 1]
+            first = [pk for pk in claim.pks if lane.is_new(claim, pk)]
+            others = [pk for pk in claim.pks if not lane.is_new(claim, pk)]
             new = [Part(service, claim, pks) for pks in lane.split(service, first)]
             again = [Part(service, claim, [pk], alone=True) for pk in others]
             lane.waiting += new
@@ -163,14 +162,9 @@ class Pipeline:
                 with self._answering_for(part), self._blaming(lane, part):
                     self._write(part, call.result())
             moved += self._see_to_loading(lane)
+            self._abandon_hung(lane)
         self._return_owed()
-        # The leases of a call that hangs run out, so that another worker takes its rows over.
-        held = set[int]()
-        for lane in self._lanes.values():
-            hung = lane.hung(HUNG_SECONDS)
-            for part in hung:
-                part.claim.hung.update(part.pks)
-            held.update(id(part.claim) for part in lane.parts if part not in hung)
+        held = {id(part.claim) for lane in self._lanes.values() for part in lane.parts}
         self.claims[:] = [claim for claim in self.claims if id(claim) in held]
         return moved
 
@@ -194,7 +188,9 @@ class Pipeline:
     def let_go(self) -> None:
         """Hand back all that is in hand; what is being embedded is lost."""
         for lane in self._lanes.values():
-            self.has_abandoned = self.has_abandoned or bool(lane.running or lane.loading)
+            going_on = [call for call in lane.unanswered if not call.done()]
+            abandoned = bool(lane.running or lane.loading or going_on)
+            self.has_abandoned = self.has_abandoned or abandoned
             self._owe([*lane.running.values(), *lane.clear()])
             lane.running.clear()
             lane.close()
@@ -269,9 +265,31 @@ class Pipeline:
             return 0
         (loaded, service), lane.loading = lane.loading, None
         self._note(service, loaded.result())
-        if any(not part.claim.hung.isdisjoint(part.pks) for part in lane.parts):
-            self._owe(lane.clear())  # their leases have run out
         return 1
+
+    def _abandon_hung(self, lane: Lane) -> None:
+        """Give up calls that hang, and hand their rows back with no attempt counted.
+
+        A text may be what its embedder hangs in. So each of these rows goes alone from now on; one
+        that hangs again, though another text has been answered in between, pays for it.
+        """
+        trouble = UnansweredError(f"no answer in {HUNG_SECONDS:.0f} s")
+        if service := lane.abandon_loading(HUNG_SECONDS):
+            service.breaker.failed(trouble)
+            self._note(service, trouble)
+        for part in lane.abandon(HUNG_SECONDS):
+            breaker, hung = part.service.breaker, {(part.claim.key, pk) for pk in part.pks}
+            with self._answering_for(part):
+                if part.alone and hung <= lane.hung and breaker.blames(trouble):
+                    self._blame(lane, part, trouble)
+                    continue
+                if part.is_probe and breaker.failures:
+                    lane.hung.clear()  # a harmless text hangs as well
+                else:
+                    lane.hung |= hung
+                breaker.failed(trouble)
+                self._note(part.service, trouble)
+                self.release(part, part.pks, trouble)
 
     def _write(self, part: Part, found: Embedded) -> None:
         """Write vectors and settle rows, and see to those that could not be embedded."""
@@ -288,7 +306,8 @@ class Pipeline:
             passages=passages,
             cut=found.cut,
         )
-        self._warn(service, len(found.cut))
+        service.warn_of(len(found.cut))
+        self._lane(service).hung.difference_update((claim.key, pk) for pk in done.settled)
         if done.lost:
             about = {"sidecar": claim.key, "rows": done.lost}
             logger.warning("lost the lease of %d rows of %s", done.lost, claim.key, extra=about)
@@ -313,20 +332,6 @@ class Pipeline:
             logger.log(level, said, key, seconds, trouble, extra=about)
         elif trouble is not None:
             self._give_up(service.sidecar, trouble)
-
-    def _warn(self, service: Service, cut: int) -> None:
-        """Say once of a sidecar that texts are longer than its model reads."""
-        label = service.sidecar._meta.label
-        if cut and label not in self._warned:
-            self._warned.add(label)
-            logger.warning(
-                "%s: %d of the rows that have just been embedded are longer than the %d tokens that"
-                " the model reads, which has not seen the rest of them. Declare chunks=Chunks(...)."
-                " embed_status counts such rows; this is said once.",
-                label,
-                cut,
-                service.measure.most,
-            )
 
     @contextmanager
     def _blaming(self, lane: Lane, part: Part) -> Iterator[None]:

@@ -342,8 +342,7 @@ class Queue:
         """Lengthen the lease of rows that are still being embedded."""
         with self.transaction() as cursor:
             # What this worker is writing at the moment is locked, and nobody else's.
-            held = [pk for pk in claim.pks if pk not in claim.hung]
-            mine = sorted(self._lock(cursor, claim, held, "SKIP LOCKED"))
+            mine = sorted(self._lock(cursor, claim, claim.pks, "SKIP LOCKED"))
             more = {"pks": mine, "lease": settings.lease}
             cursor.execute(statement("extend"), {**more, **whose(claim)})
 

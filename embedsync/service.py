@@ -15,7 +15,13 @@ from embedsync.breaker import Breaker
 from embedsync.budget import Budget
 from embedsync.chunks import Chunks
 from embedsync.declaration import EmbeddingModel, declaration_of
-from embedsync.embedders import Embedder, MismatchError, RefusedError, UnavailableError
+from embedsync.embedders import (
+    Embedder,
+    MismatchError,
+    RefusedError,
+    UnansweredError,
+    UnavailableError,
+)
 from embedsync.embedders.trouble import HARMLESS, trouble_of
 from embedsync.recent import Made, Recent
 from embedsync.space import stored
@@ -44,8 +50,8 @@ class Embedded:
     trouble: Exception | None = None
 
     def wants(self, keys: list[Asked]) -> bool:
-        """Whether a row that has a text has not failed because of another one."""
-        return any(pk not in self.failed for pk, _ in keys)
+        """Whether a row that has a text has not failed because of another one; or none has it."""
+        return not keys or any(pk not in self.failed for pk, _ in keys)
 
     def add(self, keys: list[Asked], made: Made) -> None:
         """What became of a text that these have."""
@@ -66,6 +72,7 @@ class Service:
     breaker: Breaker
     budget: Budget
     splitter: Splitter | None = field(default=None, init=False)
+    has_warned: bool = field(default=False, init=False)
 
     @property
     def can_ask(self) -> bool:
@@ -119,7 +126,8 @@ class Service:
 
         A text may make its provider fail, too. So the first call after one's trouble is for one
         text, any of them; if that is answered, what fails after it is looked for in the same way,
-        and is to blame if it fails again and a harmless text does not.
+        and is to blame if it fails again and a harmless text does not. After a call that was never
+        answered that first text is a harmless one.
         ``suspect`` says that the text has failed before.
 
         And an embedder may fail for all texts. So one that fails alone is to blame only if another
@@ -143,7 +151,11 @@ class Service:
         unproven: list[str] = []  # of the rows in found.failed
         may_blame = False
         calls = []
-        if after_trouble and wanted:
+        if isinstance(self.breaker.trouble, UnansweredError) and wanted:
+            # The text may be what its embedder hangs in. Whether it answers any is asked at once.
+            same.setdefault(HARMLESS, [])
+            calls.append([HARMLESS])
+        elif after_trouble and wanted:
             calls.append([wanted.pop(random.randrange(len(wanted)))])  # noqa: S311
         calls += self.embedder.calls_for(wanted)
         while calls and found.trouble is None and not stopped():
@@ -219,6 +231,19 @@ class Service:
                 # The vectors are made and paid for, whatever is wrong with what counts tokens.
                 logger.exception("%s: its tokens cannot be counted", self.sidecar._meta.label)
         return [False] * len(texts)
+
+    def warn_of(self, cut: int) -> None:
+        """Say once that texts, of so many rows by now, are longer than the model reads."""
+        if cut and not self.has_warned:
+            self.has_warned = True
+            logger.warning(
+                "%s: %d of the rows that have just been embedded are longer than the %d tokens that"
+                " the model reads, which has not seen the rest of them. Declare chunks=Chunks(...)."
+                " embed_status counts such rows; this is said once.",
+                self.sidecar._meta.label,
+                cut,
+                self.measure.most,
+            )
 
     def _blames(
         self, trouble: UnavailableError, asked: list[str], stopped: Callable[[], bool]

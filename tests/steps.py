@@ -8,6 +8,7 @@ environment says what is wanted:
 * ``CALLS``: a file that gets a line for each text that the embedder is asked for.
 * ``DAWDLE``: how many seconds the embedder takes for a text.
 * ``MUTANT``: one of ``MUTANTS``.
+* ``HUNG_SECONDS``: after how many seconds a call is given up.
 * ``CLOCK_OFF``: by how many seconds the clock of its host is wrong.
 """
 
@@ -187,8 +188,10 @@ def main():
     from django.core.management import execute_from_command_line
 
     django.setup()
-    import embedsync.worker  # noqa: F401  (so that all that is to be wrapped is there)
+    import embedsync.worker  # so that all that is to be wrapped is there
 
+    if wanted("HUNG_SECONDS"):
+        embedsync.pipeline.HUNG_SECONDS = float(wanted("HUNG_SECONDS"))
     if wanted("MUTANT"):
         mutate(wanted("MUTANT"))
     count_calls(wanted("CALLS", os.devnull))

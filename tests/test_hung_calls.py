@@ -1,17 +1,30 @@
-"""Calls that are never answered, beside others that are."""
+"""Calls that are never answered, and other things that hang."""
 
+import signal
 import threading
 import time
 
 import pytest
+from django.db.models import Q
 from django.utils import timezone
 
-from embedsync import pipeline, tasks
+from embedsync import pipeline, service, tasks
+from embedsync.embedders.trouble import HARMLESS
 from embedsync.models import Ledger
+from embedsync.queue import Queue
 from embedsync.signals import embeddings_updated
+from embedsync.splitter import Splitter
+from tests.application import Application, is_settled
+from tests.books import KEY, BookEmbedding, make_due
 from tests.embedders import ScriptedEmbedder
-from tests.library.models import Book
+from tests.library.models import Book, Parcel
+from tests.long_texts import KEY as ARTICLES
+from tests.long_texts import stored, write
+from tests.provider import running_provider
+from tests.sync import assert_in_step
 from tests.workers import until
+
+ParcelEmbedding = Parcel.embedding.model
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -31,23 +44,121 @@ def hanging(monkeypatch):
     answered.set()
 
 
-def test_a_call_that_hangs_beside_others_is_noticed(drain, settings, monkeypatch, hanging, running):
-    """Its rows are left to other workers, and those of the same claim are not."""
+@pytest.fixture
+def impatient(drain, settings, monkeypatch):
+    """Calls are given up soon, and providers are probed often; nothing is owed."""
     drain()
-    monkeypatch.setattr(pipeline, "HUNG_SECONDS", 1.0)
-    settings.EMBEDSYNC_LEASE = 0.9
-    settings.EMBEDSYNC_GRACE = 0.0
-    Book.objects.create(id=1, title="HANG")
-    worker = running(concurrency=2)
-    until(lambda: Ledger.objects.filter(source_pk="1").exclude(token=None).exists())
-    first = Ledger.objects.get(source_pk="1").token
-    for n in range(2, 22):
-        Book.objects.create(id=n, title=f"Book {n}")
-        time.sleep(0.2)
-    assert worker.pipeline.stuck_seconds > 2
-    owed = Ledger.objects.get(source_pk="1")
-    # Its lease has run out, and its own worker has taken it over, as any would.
-    assert owed.token != first
+    monkeypatch.setattr(pipeline, "HUNG_SECONDS", 0.5)
+    settings.EMBEDSYNC_BACKOFF, settings.EMBEDSYNC_PROBE_INTERVAL = 0.05, 0.1
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 2
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_text_that_its_embedder_hangs_in_is_parked(impatient, hanging, running, concurrency):
+    """And no other, though all were in its call."""
+    books = [Book(id=n, title="HANG" if n == 7 else f"Book {n}") for n in range(1, 31)]
+    Book.objects.bulk_create(books)
+    worker = running(concurrency=concurrency)
+    parked = Ledger.objects.filter(run_at=None)
+    until(lambda: BookEmbedding.objects.count() == 29 and parked.exists())
+    row = Ledger.objects.get()
+    assert (row.source_pk, row.attempts) == ("7", 2)
+    assert row.last_error == "UnansweredError: no answer in 0 s"
+    # It gets on: nobody needs to start it anew.
+    assert worker.pipeline.stuck_seconds < 0.5
+
+
+def test_one_that_is_alone_in_the_world_is_found_too(impatient, hanging, running):
+    """Whether its embedder answers anything at all is asked with another text."""
+    Book.objects.create(title="HANG")
+    running()
+    until(lambda: Ledger.objects.filter(run_at=None).exists())
+    assert Ledger.objects.get().attempts == 2
+
+
+def test_what_is_tried_again_pays_for_no_silence(impatient, monkeypatch, running):
+    """It is alone in a call, and its provider answers nobody."""
+    answered, calls, embed = threading.Event(), [], ScriptedEmbedder.embed_documents
+
+    def embed_documents(embedder, texts):
+        calls.append(texts)
+        answered.wait(60)
+        return embed(embedder, texts)
+
+    monkeypatch.setattr(ScriptedEmbedder, "embed_documents", embed_documents)
+    Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(3)])
+    Queue("default", "dead").fold([KEY], 10)
+    make_due()
+    running()
+    try:
+        until(lambda: len(calls) >= 6)
+        assert set(Ledger.objects.filter(token=None).values_list("attempts", flat=True)) <= {1}
+        assert not Ledger.objects.filter(run_at=None).exists()
+    finally:
+        answered.set()
+    until(is_settled)
+    assert_in_step(BookEmbedding)
+
+
+def test_a_change_takes_the_suspicion_off_a_row(impatient, hanging, running, monkeypatch):
+    worker = running()
+    Book.objects.create(title="HANG")
+    until(lambda: any(lane.hung for lane in worker.pipeline._lanes.values()))
+    Book.objects.update(title="harmless")
+    until(lambda: BookEmbedding.objects.exists() and not Ledger.objects.exists())
+    assert not any(lane.hung for lane in worker.pipeline._lanes.values())
+
+
+def test_a_model_that_never_loads_blames_no_row(impatient, monkeypatch, running):
+    loaded, tries = threading.Event(), []
+
+    def hangs(*given):
+        tries.append(given)
+        loaded.wait(60)
+        return Splitter(*given)
+
+    monkeypatch.setattr(service, "Splitter", hangs)
+    articles = [write("one", "two") for _ in range(3)]
+    running()
+    try:
+        until(lambda: len(tries) >= 4)
+        owed = Ledger.objects.filter(sidecar=ARTICLES, attempts__gt=1)
+        assert not owed.exists()
+    finally:
+        loaded.set()
+    until(lambda: all(stored(article) for article in articles))
+    until(lambda: not Ledger.objects.exists())
+
+
+def test_a_provider_that_drips_costs_no_attempt(impatient, worker_process):
+    """Fault 18: a byte now and then is in time for each read, and the answer takes a minute."""
+    more = {"DJANGO_SETTINGS_MODULE": "tests.provider_settings", "HUNG_SECONDS": "0.5"}
+    with running_provider() as provider:
+        provider.drips()
+        worker = worker_process(steps=True, PROVIDER_OF_TESTS=provider.url, **more)
+        worker.says("serving")
+        with Application(writers=2) as application:
+            for probes in range(4, 12, 2):
+                until(lambda probes=probes: len(provider.calls) >= probes)
+                application.work(10)
+            owed = Ledger.objects.filter(sidecar=KEY)
+            assert not owed.filter(run_at=None).exists()
+            # Counted when it is claimed, and refunded when it comes back.
+            assert not owed.filter(Q(attempts__gt=1) | Q(token=None, attempts=1)).exists()
+            Parcel.objects.create(label="of another provider")
+            until(lambda: ParcelEmbedding.objects.exists())
+        # Only whether it answers is asked, and not what it answers to each row.
+        assert provider.calls[2:] == [[HARMLESS]] * len(provider.calls[2:])
+        provider.pieces = lambda body: [body]
+        until(is_settled, seconds=10)
+        assert_in_step(BookEmbedding)
+        # Some of its calls go on; it ends all the same.
+        worker.send(signal.SIGTERM)
+        status, output = worker.wait(10)
+    assert status == 0
+    assert "waits" in output
+    assert "no answer in 0 s" in output
+    assert "a call, or the loading of a model, has not ended" in output
 
 
 def test_a_worker_that_is_stuck_itself_lets_its_leases_run_out(

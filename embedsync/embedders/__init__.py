@@ -15,6 +15,7 @@ from embedsync.embedders.base import (
     EmbedderError,
     MismatchError,
     RefusedError,
+    UnansweredError,
     UnavailableError,
     Vectors,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "EmbedderError",
     "MismatchError",
     "RefusedError",
+    "UnansweredError",
     "UnavailableError",
     "Vectors",
     "aembed_query",

@@ -37,6 +37,10 @@ class UnavailableError(EmbedderError):
         self.is_busy = is_busy or retry_after > 0
 
 
+class UnansweredError(UnavailableError):
+    """A call was given up, because it had neither been answered nor failed for very long."""
+
+
 class RefusedError(UnavailableError):
     """The provider refuses whatever it is sent: a wrong key, a model that it does not have."""
 

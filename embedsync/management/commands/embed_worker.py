@@ -94,7 +94,9 @@ class Command(BaseCommand):
             else:
                 worker.run(max_seconds=options["max_seconds"])
         said = "\n".join(f"{key} is not served: {error}" for key, error in worker.errors.items())
-        if worker.stopping and worker.pipeline.has_abandoned:
+        # Not where a program of the project's has called this command, which would end with it.
+        is_own_process = getattr(self, "_called_from_command_line", False)
+        if worker.pipeline.has_abandoned and is_own_process:
             self.leave(said)
         if said:
             raise CommandError(said)
