@@ -4,7 +4,7 @@ It only reads, loads no model, and needs no more than SELECT on embedsync's tabl
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,24 +23,18 @@ from embedsync.declaration import (
     sidecars_in,
     sidecars_of,
     source_of,
-    watched_of,
 )
 from embedsync.misfit import settings_error
 from embedsync.models import Ledger, SidecarState
+from embedsync.schema import missing_columns, schema_error
 from embedsync.sql import statement
 from embedsync.state import ALIVE_SECONDS
 from embedsync.wear import IndexStatus, counted, index_status
 
+# The provider refuses whatever it is sent, or the settings are wrong.
+REFUSED = "^(RefusedError|MismatchError|ImproperlyConfigured): "
 COUNTED = 1_000_000  # of more rows than these the server's estimate is told
 
-# Columns that a model has and the database has not; and whether it has the table.
-MISSING = """
-SELECT wanted.source, wanted.name, wanted.attribute, to_regclass(wanted.name) IS NOT NULL
-FROM unnest(%s::text[], %s::text[], %s::text[]) AS wanted(source, name, attribute)
-WHERE NOT EXISTS (
-    SELECT FROM pg_attribute
-    WHERE attrelid = to_regclass(wanted.name) AND attname = wanted.attribute)
-"""
 # How often triggers have failed: NULL for never, and for a role that may not know.
 MISSED = """
 SELECT CASE WHEN has_sequence_privilege(oid, 'SELECT') THEN pg_sequence_last_value(oid) END
@@ -143,7 +137,8 @@ class SidecarStatus:
     ``waiting`` are events in the inbox and rows that are due or will be, ``leased`` those in a
     worker's hands, ``parked`` those given up; ``oldest_wait`` is in seconds, of what is not parked.
     ``rate`` is how many rows a second workers have settled of late. ``error`` is why it cannot be
-    served: the settings' fault, or what a live worker says; ``last_error`` is that of a row.
+    served: the settings' fault, what a live worker says, or else what rows say that a scheduled run
+    has left; ``last_error`` is that of a row.
     """
 
     sidecar: str
@@ -203,14 +198,16 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
         rates = dict(cursor.fetchall())
         cursor.execute(MISSED)
         (missed,) = cursor.fetchone()
-    said: dict[str, str] = {}
+    keys, said = {key_of(sidecar) for sidecar in wanted}, dict[str, str]()
     alive = [worker for worker in workers(using) if worker.is_alive]
     for worker in alive:
         said |= worker.errors
     for worker in alive:
         for key in worker.serves - worker.errors.keys():
             said.pop(key, None)  # one that is being replaced, say, does not
-    states = SidecarState.objects.using(using).in_bulk([key_of(sidecar) for sidecar in wanted])
+    unserved = keys.difference(*(worker.serves for worker in alive))
+    said = refused(using, unserved) | said
+    states = SidecarState.objects.using(using).in_bulk(keys)
     indexes = counted(using, wanted)
     found = []
     for sidecar in wanted:
@@ -270,16 +267,6 @@ def embedders(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Embedd
         for status in found
         for rows, tokens in [limits.get(status.embedder, (None, None))]
     ]
-
-
-def schema_errors(using: str, wanted: Sequence[type[EmbeddingModel]]) -> dict[str, str]:
-    """What of these sidecars is missing in the database, in words, by sidecar."""
-    missing = missing_columns(using, wanted)
-    return {
-        key_of(sidecar): schema_error(sidecar, missing[key_of(sidecar)])
-        for sidecar in wanted
-        if key_of(sidecar) in missing
-    }
 
 
 def embedded(
@@ -349,49 +336,12 @@ def last_error(using: str, key: str) -> str:
     return (newest or "").partition("\n")[0]
 
 
-def missing_columns(
-    using: str, wanted: Iterable[type[EmbeddingModel]]
-) -> dict[str, list[tuple[str, str]]]:
-    """By sidecar, what is not in the database of its table and those that it watches.
+def refused(using: str, keys: Collection[str]) -> dict[str, str]:
+    """Why no row of these sidecars can be embedded, as those say that wait because of it.
 
-    Pairs of table and column; the column is ``""`` where the whole table is missing.
+    It is where scheduled runs leave it, which are gone when somebody asks.
     """
-    quote = connections[using].ops.quote_name
-    names = {
-        (key_of(sidecar), quote(table), column): table
-        for sidecar in wanted
-        for table, column in columns_of(sidecar)
-    }
-    if not names:
-        return {}
-    with connections[using].cursor() as cursor:
-        cursor.execute(MISSING, [list(part) for part in zip(*names, strict=True)])
-        rows = cursor.fetchall()
-    found: dict[str, dict[tuple[str, str], None]] = {}
-    for key, name, column, is_there in rows:
-        pair = (names[key, name, column], column if is_there else "")
-        found.setdefault(key, {})[pair] = None
-    return {key: list(pairs) for key, pairs in found.items()}
-
-
-def columns_of(sidecar: type[EmbeddingModel]) -> Iterable[tuple[str, str]]:
-    """The columns that have to be in the database, as pairs of table and column."""
-    for field in sidecar._meta.concrete_fields:
-        yield sidecar._meta.db_table, str(field.column)
-    for watched in watched_of(sidecar):
-        options = watched.options
-        for column in {*watched.keys, *options.pk_fields, *watched.columns.values()}:
-            yield options.db_table, column.column
-
-
-def schema_error(sidecar: type[EmbeddingModel], missing: list[tuple[str, str]]) -> str:
-    """What is missing in the database, in words; ``""`` where nothing is."""
-    if not missing:
-        return ""
-    source = source_of(sidecar)._meta.db_table
-    listed = [
-        f"column {table}.{column} is missing" if column else f"table {table} is missing"
-        for table, column in sorted(missing)
-    ]
-    word = "orphaned" if (source, "") in missing else "schema error"
-    return f"{word}: {', '.join(listed)}"
+    waiting = Ledger.objects.using(using).filter(sidecar__in=keys, run_at__isnull=False)
+    told = waiting.filter(last_error__regex=REFUSED).order_by("sidecar", "-queued_at")
+    found = told.distinct("sidecar").values_list("sidecar", "last_error")
+    return {key: error.partition("\n")[0] for key, error in found}

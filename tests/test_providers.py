@@ -1,11 +1,13 @@
 """Faults 16 to 23: a provider in trouble costs no row an attempt, and holds up no other's rows."""
 
 import itertools
+import json
 import signal
 import socket
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from io import StringIO
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -260,6 +262,45 @@ def test_vectors_of_another_length_stop_the_sidecar_and_nothing_else(worker, pro
     assert BookEmbedding.objects.count() == 0
     assert all(row.attempts == 0 and row.run_at is not None for row in Ledger.objects.all())
     assert stored_vectors(ParcelEmbedding) == expected_vectors(ParcelEmbedding)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda texts: (401, {}, {}), "RefusedError: HTTPError: HTTP Error 401: Unauthorized"),
+        (lambda texts: (200, {}, [[1.0] * 32 for _ in texts]), "MismatchError: "),
+    ],
+    ids=["wrong key", "another length"],
+)
+def test_what_a_scheduled_run_was_refused_is_told_when_it_is_gone(worker, provider, answer, said):
+    """Fault 20: where ``process_pending`` is all there is, no worker lives to tell of it."""
+    provider.answer = answer
+    Book.objects.create(title="A")
+    assert tasks.process_pending()["errors"]
+    assert not WorkerState.objects.exists()
+    (status, error), swept = told_of("embed_status"), told_of("embed_sweep")
+    assert (status, error[: len(said)]) == (1, said)
+    assert swept == (1, error)
+    # A worker that serves it knows better.
+    one = WorkerState.objects.create(name="one", serves={KEY: "f"})
+    assert told_of("embed_status") == (0, "")
+    one.delete()
+    provider.recovers()
+    Ledger.objects.update(run_at=timezone.now())
+    assert tasks.process_pending()["errors"] == {}
+    assert told_of("embed_status") == told_of("embed_sweep") == (0, "")
+
+
+def told_of(command):
+    """The exit status of a command, and why it says that books are not embedded."""
+    output, status = StringIO(), 0
+    try:
+        call_command(command, "--json", stdout=output, stderr=StringIO())
+    except (CommandError, SystemExit):
+        status = 1
+    told = json.loads(output.getvalue())
+    errors = told.get("errors") or {one["sidecar"]: one.get("error") for one in told["sidecars"]}
+    return status, errors.get(KEY) or ""
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -16,6 +16,7 @@ from embedsync.checks.triggers import apps_of, unmigrated
 from embedsync.database import is_locked, limited
 from embedsync.declaration import EmbeddingModel, key_of
 from embedsync.management.arguments import seconds
+from embedsync.schema import schema_errors
 from embedsync.status import (
     COUNTED,
     EmbedderStatus,
@@ -24,7 +25,6 @@ from embedsync.status import (
     WorkerStatus,
     chosen,
     embedders,
-    schema_errors,
     statuses,
     workers,
 )
