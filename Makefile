@@ -22,7 +22,7 @@ demo: .venv/ready
 # To these it makes no difference which PostgreSQL serves: pages, models, providers, words.
 ONCE := admin admin_browser admin_sidecars another_model blog blog_browser breaker browser \
 	cohere_voyage contract deployment embedders export faults_texts films infinity langchain \
-	load_films local_models long_way metrics neighbours openai openai_faults optimum postgres \
+	load_films local_models long_way memory metrics neighbours openai openai_faults optimum postgres \
 	postgres_refusals progress providers real_model real_posts remote_worker schedule \
 	sweep_command users_tests web_process
 

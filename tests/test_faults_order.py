@@ -88,6 +88,35 @@ def test_looking_for_events_costs_no_more_at_the_end_of_a_backlog(drain, held):
     ]
 
 
+@pytest.mark.parametrize("held", [[], [OLD]], ids=["free", "xmin held"])
+def test_claims_at_the_end_of_a_million_look_no_further_than_at_its_beginning(drain, held):
+    """Faults 36 and 37, with claims that a single statement stands in for."""
+    drain()
+    execute(
+        "INSERT INTO embedsync_inbox (sidecar, kind, source_pk)"
+        f" SELECT '{KEY}', 'row', n::text FROM generate_series(1, 1000000) AS n"
+    )
+    execute("VACUUM ANALYZE embedsync_inbox")
+    queue, explained = Queue("default", "me"), Explained()
+
+    def claim():
+        queue.fold([KEY], BATCH)
+        queue._next_full_look = math.inf  # these are seldom, and not what is measured here
+
+    with uncommitted(*held), connection.execute_wrapper(explained):
+        for _ in range(6):
+            claim()
+        last = Inbox.objects.order_by("-pk")[0].pk - 10 * BATCH
+        # As a thousand claims do, and leave behind.
+        execute("DELETE FROM embedsync_inbox WHERE seq <= %s", [last])
+        queue.low = last
+        for _ in range(6):
+            claim()
+    early, late = explained.buffers[1:6], explained.buffers[6:]
+    assert min(early) > 0
+    assert max(late) <= 1.5 * max(early)
+
+
 def blocks(move, parameters):
     """The buffers that a statement touches."""
     with connection.cursor() as cursor:
