@@ -26,7 +26,7 @@ def connect(**more):
     names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD"}
     names |= {"host": "HOST", "port": "PORT"}
     given = {key: values[name] for key, name in names.items() if values[name]}
-    return psycopg.connect(**given, **{**values["OPTIONS"], **more}, autocommit=True)
+    return psycopg.connect(**{**given, **values["OPTIONS"], **more}, autocommit=True)
 
 
 @contextlib.contextmanager

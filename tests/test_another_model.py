@@ -57,6 +57,7 @@ def serving(*sites):
 
 
 def test_from_one_model_to_another_with_no_moment_without_results(project):
+    """Fault 31."""
     (project.folder / "shop" / "embedders.py").write_text(EMBEDDERS)
     first = project.code(MOVIE + ONE.format(""))
     first.upgrade()

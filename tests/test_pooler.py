@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -14,6 +15,7 @@ from django.db import connection
 from embedsync import indexing
 from embedsync.heartbeat import Heartbeat
 from embedsync.models import Ledger, WorkerState
+from tests.application import Application, begin, connect, is_settled
 from tests.books import KEY, BookEmbedding
 from tests.library.models import Book
 from tests.sync import assert_in_step
@@ -113,6 +115,23 @@ def test_workers_hold_no_session_while_they_embed(drain, worker_process, behind,
     )
     until(lambda: BookEmbedding.objects.count() == Book.objects.count() == 50 + POOL + 1, 60)
     until(lambda: not Ledger.objects.exists())
+    assert_in_step(BookEmbedding)
+
+
+def test_an_application_is_not_held_up_by_calls_of_a_second(drain, worker_process, behind, pooler):
+    """No statement of it fails or waits for half a second, as in all tests of faults."""
+    drain()
+    for _ in range(POOL + 1):
+        begin(worker_process, SCRIPTED_SLEEP="1", **behind)
+    host, port = pooler
+    pooled = partial(connect, host=host, port=port, prepare_threshold=None)
+    embedding = Ledger.objects.filter(token__isnull=False)
+    with Application(writers=4, connect=pooled) as application:
+        for number in range(5):
+            slow = Book.objects.create(title=f"SLEEP {number}")
+            until(embedding.filter(source_pk=str(slow.pk)).exists)
+            application.work(40)
+    until(is_settled, 60)
     assert_in_step(BookEmbedding)
 
 

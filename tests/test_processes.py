@@ -4,9 +4,10 @@ import re
 import signal
 
 import pytest
+from django.utils import timezone
 
 from embedsync.models import Inbox, Ledger, SidecarState, WorkerState
-from tests.application import begin, uncommitted
+from tests.application import begin, is_settled, uncommitted
 from tests.books import KEY, BookEmbedding, execute, make_due
 from tests.library.models import Book
 from tests.sync import assert_in_step
@@ -35,6 +36,7 @@ def test_a_lease_is_extended_while_embedding_takes_long(drain, worker_process):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_hands_the_batch_back(drain, worker_process, number):
+    """Fault 6: with no attempt counted."""
     drain()
     Book.objects.bulk_create([Book(title=f"SLEEP {n}") for n in range(300)])
     worker = worker_process(SCRIPTED_SLEEP="0.01")
@@ -50,13 +52,22 @@ def test_a_signal_hands_the_batch_back(drain, worker_process, number):
     assert_in_step(BookEmbedding)
 
 
-def test_a_second_signal_ends_at_once(worker_process):
+def test_a_second_signal_ends_at_once(drain, worker_process):
+    """Fault 6: what it had in hand is taken over when its lease has run out."""
+    drain()
     Book.objects.create(title="SLEEP")
-    worker = worker_process(SCRIPTED_SLEEP="20")
+    short = {"DJANGO_SETTINGS_MODULE": "tests.short_lease", "SHORT_LEASE": "3"}
+    worker = worker_process(SCRIPTED_SLEEP="20", **short)
     worker.says("asleep")
     worker.send(signal.SIGTERM)
     until(lambda: (worker.send(signal.SIGTERM), worker.process.poll() is not None)[1], every=0.3)
     assert worker.process.returncode == 130
+    left = Ledger.objects.get()
+    assert (left.token is not None, left.attempts) == (True, 1)
+    begin(worker_process, SCRIPTED_SLEEP="0", **short)
+    until(is_settled)
+    assert timezone.now() >= left.run_at
+    assert_in_step(BookEmbedding)
 
 
 def test_a_call_that_is_not_answered_in_time_is_given_up(drain, worker_process):
@@ -102,6 +113,7 @@ def test_an_old_worker_beside_a_new_one_ends_and_writes_nothing(drain, worker_pr
 
 
 def test_a_row_that_kills_workers_is_parked_and_its_neighbours_are_not(drain, worker_process):
+    """Fault 5."""
     drain()
     # First, so that the others are leased, too, each time that it kills.
     Book.objects.create(title="DIE")

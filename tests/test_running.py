@@ -229,6 +229,7 @@ def slow_writes(transactional_db):
 
 
 def test_what_takes_too_long_to_write_is_written_in_halves(drain, slow_writes, caplog):
+    """Fault 14."""
     drain()
     Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(64)])
     execute("SET statement_timeout = '250ms'")

@@ -77,6 +77,7 @@ def test_odd_texts_are_rows_like_others(drain, body):
 
 
 def test_blank_rows_have_no_vector_and_are_not_retried(drain):
+    """Fault 24."""
     Book.objects.create(title="", body="  \n ")
     Parcel.objects.create(label=None)
     parcel = Parcel.objects.create(label="text")
@@ -317,6 +318,7 @@ def test_moves_are_read_committed_whatever_the_default(drain):
 
 
 def test_an_unserved_sidecar_at_the_head_holds_up_nobody(drain):
+    """Fault 58."""
     Inbox.objects.bulk_create(
         [Inbox(sidecar="gone.elsewhere", kind="row", source_pk=str(n)) for n in range(600)]
     )
