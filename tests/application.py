@@ -84,17 +84,19 @@ class Application:
 
     At its end it asserts that no statement has failed, errors of the classes ``forgiven`` aside,
     and that none has waited for longer than ``LIMIT``. ``text`` are the columns that are written.
-    ``connect`` opens its connections.
+    ``connect`` opens its connections, and ``control`` that of what they are compared with.
     """
 
-    def __init__(self, writers=0, *, text=("title", "body"), forgiven=(), connect=connect):
+    def __init__(
+        self, writers=0, *, text=("title", "body"), forgiven=(), connect=connect, control=None
+    ):
         self.made = []
         self.warnings = []
         self.forgiven = forgiven
         self._connect = connect
         self._stopping = threading.Event()
         self._clients = []
-        self._control = Control(connect(), self._stopping)
+        self._control = Control((control or connect)(), self._stopping)
         self._writers = [
             Writer(self.client(), text, number, self._stopping) for number in range(1, writers + 1)
         ]

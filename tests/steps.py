@@ -6,6 +6,7 @@ environment says what is wanted:
 * ``HOLD_AT``: steps, with commas between them. When it comes to one for the first time it says
   "holds <step>" and waits for a line on its standard input.
 * ``CALLS``: a file that gets a line for each text that the embedder is asked for.
+* ``TROUBLE``: a file; as long as it is there the embedder's provider does not answer.
 * ``DAWDLE``: how many seconds the embedder takes for a text.
 * ``MUTANT``: one of ``MUTANTS``.
 * ``HUNG_SECONDS``: after how many seconds a call is given up.
@@ -121,6 +122,7 @@ def leases(cursor):
 
 def count_calls(path, replace=setattr):
     """Note each text that the scripted embedder of this process is asked for."""
+    from embedsync.embedders import UnavailableError
     from tests.embedders import ScriptedEmbedder
 
     embed = ScriptedEmbedder.embed_documents
@@ -130,6 +132,9 @@ def count_calls(path, replace=setattr):
         with Path(path).open("a") as file:
             file.write("".join(f"{json.dumps(text)}\n" for text in texts))
         hold("mid_embed")
+        trouble = os.environ.get("TROUBLE")
+        if trouble and Path(trouble).exists():
+            raise UnavailableError("out of order")
         time.sleep(len(texts) * float(os.environ.get("DAWDLE", "0")))
         return embed(embedder, texts)
 

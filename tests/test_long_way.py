@@ -18,8 +18,8 @@ from tests.workers import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-ROUNDS = 12
-FAULTS = ["kill", "stop", "cut", None]
+ROUNDS = 15
+FAULTS = ["kill", "stop", "cut", "trouble", None]
 WORDS = ["robot", "earth", "love", "war", "sea", "train", "chess", "ghost", "king", "garden"]
 
 
@@ -87,9 +87,10 @@ def write_at_random(chance, transactions):
 class Fleet:
     """Worker processes, by the names of their connections."""
 
-    def __init__(self, start, chance):
+    def __init__(self, start, chance, trouble):
         self._start = start
         self._chance = chance
+        self._trouble = trouble  # a file; as long as it is there no provider answers
         self.workers = {}
         for _ in range(2):
             self.add()
@@ -99,7 +100,9 @@ class Fleet:
         # Many strikes must not park a row: what is looked for is a wrong vector.
         more = {"SHORT_LEASE_ATTEMPTS": "50", "DAWDLE": "0.001", "SCRIPTED_SLEEP": "0"}
         more |= {"DJANGO_SETTINGS_MODULE": "tests.short_lease", "PGAPPNAME": name}
-        self.workers[name] = self._start(steps=True, **more)
+        more |= {"TROUBLE": str(self._trouble)}
+        concurrency = str(self._chance.choice([1, 1, 3]))
+        self.workers[name] = self._start("--concurrency", concurrency, steps=True, **more)
 
     def strike(self, fault):
         """Do it to a worker that has rows in hand; returns what ends it."""
@@ -124,6 +127,11 @@ class Fleet:
                 " WHERE application_name = %s",
                 [name],
             )
+        elif fault == "trouble":
+            self._trouble.touch()
+            told = Ledger.objects.filter(last_error__contains="out of order")
+            until(lambda: (self._write(), told.exists())[1])
+            self._trouble.unlink()
         return lambda: None
 
     def _holder(self):
@@ -151,7 +159,7 @@ class Fleet:
         )
 
 
-def test_every_vector_is_that_of_its_row_now(worker_process):
+def test_every_vector_is_that_of_its_row_now(worker_process, tmp_path):
     """Fault after fault, in short rounds, each with a comparison of all vectors at its end.
 
     ``EMBEDSYNC_TEST_SEED`` repeats what is written and where it strikes, though not the moment.
@@ -159,7 +167,7 @@ def test_every_vector_is_that_of_its_row_now(worker_process):
     seed = int(os.environ.get("EMBEDSYNC_TEST_SEED", random.randrange(10**9)))
     print(f"EMBEDSYNC_TEST_SEED={seed}")
     chance = random.Random(seed)
-    fleet = Fleet(worker_process, chance)
+    fleet = Fleet(worker_process, chance, tmp_path / "trouble")
     with ThreadPoolExecutor(1) as pool:
         for round_ in range(ROUNDS):
             fault = chance.choice(FAULTS)

@@ -126,11 +126,11 @@ def test_an_application_is_not_held_up_by_calls_of_a_second(drain, worker_proces
     host, port = pooler
     pooled = partial(connect, host=host, port=port, prepare_threshold=None)
     embedding = Ledger.objects.filter(token__isnull=False)
-    with Application(writers=4, connect=pooled) as application:
-        for number in range(5):
+    with Application(writers=4, connect=pooled, control=connect) as application:
+        for number in range(4 * (POOL + 1)):
             slow = Book.objects.create(title=f"SLEEP {number}")
             until(embedding.filter(source_pk=str(slow.pk)).exists)
-            application.work(40)
+            application.work(5)
     until(is_settled, 60)
     assert_in_step(BookEmbedding)
 
