@@ -23,8 +23,8 @@ demo: .venv/ready
 ONCE := admin admin_browser admin_sidecars another_model blog blog_browser breaker browser \
 	cohere_voyage contract deployment embedders export faults_texts films infinity langchain \
 	load_films local_models long_way memory metrics neighbours openai openai_faults optimum postgres \
-	postgres_refusals progress providers real_model real_posts remote_worker schedule \
-	sweep_command users_tests web_process
+	postgres_refusals progress provider_processes providers rate_limits real_model real_posts \
+	remote_worker schedule sweep_command users_tests web_process
 
 # The second run is on the oldest PostgreSQL.
 test: .venv/ready lint

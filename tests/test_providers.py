@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import signal
 import socket
 import time
 from datetime import UTC, datetime, timedelta
@@ -19,12 +18,12 @@ from embedsync.embedders.trouble import HARMLESS
 from embedsync.lane import Lane
 from embedsync.models import Ledger, WorkerState
 from embedsync.worker import Worker
-from tests.application import Application, begin, is_settled, uncommitted
+from tests.application import uncommitted
 from tests.books import KEY, BookEmbedding
 from tests.library.models import Book, Parcel
 from tests.provider import running_provider
 from tests.sync import assert_in_step, expected_vectors, stored_vectors
-from tests.workers import until, work
+from tests.workers import work
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -380,25 +379,3 @@ def test_nobody_is_paid_for_vectors_that_could_not_be_written(worker, provider):
     Ledger.objects.update(run_at=timezone.now())
     work(worker)
     assert_in_step(BookEmbedding)
-
-
-def test_a_worker_process_outlives_its_providers_troubles(drain, provider, worker_process):
-    drain()
-    more = {"DJANGO_SETTINGS_MODULE": "tests.provider_settings", "PROVIDER_OF_TESTS": provider.url}
-    provider.fails(503)
-    worker = begin(worker_process, **more)
-    with Application(writers=2) as application:
-        for status, headers in ((503, {}), (429, {"Retry_After": "1"}), (401, {})):
-            provider.fails(status, **headers)
-            asked = len(provider.calls)
-            application.work(20)
-            until(lambda asked=asked: len(provider.calls) > asked + 1)
-        assert not Ledger.objects.filter(token=None).exclude(attempts=0, run_at__isnull=False)
-        Parcel.objects.create(label="of another provider")
-        until(lambda: stored_vectors(ParcelEmbedding) == expected_vectors(ParcelEmbedding))
-        provider.recovers()
-        application.work(20)
-    until(is_settled)
-    assert_in_step(BookEmbedding)
-    worker.send(signal.SIGTERM)
-    assert worker.wait()[0] == 0
