@@ -1,6 +1,7 @@
 """What the database has not, of the tables and columns that a sidecar needs."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from django.db import connections
 
@@ -13,6 +14,15 @@ FROM unnest(%s::text[], %s::text[], %s::text[]) AS wanted(source, name, attribut
 WHERE NOT EXISTS (
     SELECT FROM pg_attribute
     WHERE attrelid = to_regclass(wanted.name) AND attname = wanted.attribute)
+"""
+
+# Columns of another type than their model has. What it calls its type may be unknown here.
+RETYPED = """
+SELECT wanted.source, wanted.attribute, format_type(atttypid, NULL), wanted.type
+FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[])
+    AS wanted(source, name, attribute, type)
+JOIN pg_attribute ON attrelid = to_regclass(wanted.name) AND attname = wanted.attribute
+WHERE atttypid <> to_regtype(wanted.type)
 """
 
 
@@ -51,14 +61,36 @@ def missing_columns(
     return {key: list(pairs) for key, pairs in found.items()}
 
 
+def retyped(using: str, sidecar: type[EmbeddingModel]) -> str:
+    """Which columns have another type than their model says, in words; ``""`` where none has.
+
+    No error by itself, since it may have been so for years: it explains one.
+    """
+    connection = connections[using]
+    wanted = {
+        (table, connection.ops.quote_name(table), field.column, field.db_type(connection))
+        for table, field in fields_of(sidecar)
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(RETYPED, [list(part) for part in zip(*wanted, strict=True)])
+        found = sorted(cursor.fetchall())
+    listed = [f"column {table}.{name} is {now}, not {then}" for table, name, now, then in found]
+    return f"schema error: {', '.join(listed)}" if listed else ""
+
+
 def columns_of(sidecar: type[EmbeddingModel]) -> Iterable[tuple[str, str]]:
     """The columns that have to be in the database, as pairs of table and column."""
+    return ((table, field.column) for table, field in fields_of(sidecar))
+
+
+def fields_of(sidecar: type[EmbeddingModel]) -> Iterable[tuple[str, Any]]:
+    """The fields whose columns have to be in the database, and the tables of these."""
     for field in sidecar._meta.concrete_fields:
-        yield sidecar._meta.db_table, str(field.column)
+        yield sidecar._meta.db_table, field
     for watched in watched_of(sidecar):
         options = watched.options
-        for column in {*watched.keys, *options.pk_fields, *watched.columns.values()}:
-            yield options.db_table, column.column
+        for field in {*watched.keys, *options.pk_fields, *watched.columns.values()}:
+            yield options.db_table, field
 
 
 def schema_error(sidecar: type[EmbeddingModel], missing: list[tuple[str, str]]) -> str:

@@ -26,7 +26,7 @@ from embedsync.declaration import (
 )
 from embedsync.misfit import settings_error
 from embedsync.models import Ledger, SidecarState
-from embedsync.schema import missing_columns, schema_error
+from embedsync.schema import missing_columns, retyped, schema_error
 from embedsync.sql import statement
 from embedsync.state import ALIVE_SECONDS
 from embedsync.wear import IndexStatus, counted, index_status
@@ -232,7 +232,9 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
             rate=float(rates.get(key, 0.0)),
             fill=fill_of(using, sidecar, state, missed, broken),
             index=index,
-            schema_error=schema_error(sidecar, missing.get(key, [])) or index.error,
+            schema_error=schema_error(sidecar, missing.get(key, []))
+            or index.error
+            or (retyped(using, sidecar) if key in said else ""),
             error=settings_error(sidecar, maker) or said.get(key, ""),
             last_error=last_error(using, key),
         )
