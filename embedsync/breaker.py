@@ -1,11 +1,14 @@
 """A breaker: keeps a worker from asking a provider again and again that does not answer."""
 
+import math
 import random
 import threading
 import time
 
 from embedsync.conf import settings
 from embedsync.embedders import RefusedError, UnavailableError
+
+LATELY_SECONDS = 60.0
 
 
 class Breaker:
@@ -21,6 +24,7 @@ class Breaker:
         self._lock = threading.Lock()
         self.failures = 0
         self.trouble: UnavailableError | None = None  # as long as it has not answered since
+        self.answered_at = -math.inf  # by the monotonic clock
         self._probe_at = 0.0
         self._may_blame = False
 
@@ -37,10 +41,15 @@ class Breaker:
     def answered(self) -> None:
         """Close it; but a call that began before the trouble says nothing of what came after."""
         with self._lock:
+            self.answered_at = time.monotonic()
             if not self.is_open:
                 self.failures = 0
                 self.trouble = None
                 self._may_blame = True
+
+    def is_answering(self) -> bool:
+        """Whether the provider has answered of late, and nothing has been wrong since."""
+        return self.trouble is None and time.monotonic() < self.answered_at + LATELY_SECONDS
 
     def blames(self, trouble: UnavailableError) -> bool:
         """Whether a text that fails alone is to blame, though it looks like the provider's trouble.

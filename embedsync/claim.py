@@ -1,7 +1,7 @@
 """A claim: rows that are leased to a worker, and what became of them."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -13,13 +13,15 @@ logger = logging.getLogger("embedsync")
 class Claim:
     """Rows of one sidecar that are leased to this worker: attempts by key, this one counted.
 
-    ``filling`` says that a fill found them, rather than an event or a retry.
+    ``filling`` says that a fill found them, rather than an event or a retry. ``hung`` are those in
+    whose call their embedder may have hung.
     """
 
     key: str
     token: UUID
     attempts: dict[str, int]
     filling: bool = False
+    hung: frozenset[str] = frozenset()
 
     @property
     def pks(self) -> list[str]:
@@ -44,12 +46,17 @@ def whose(claim: Claim) -> dict[str, Any]:
     return {"key": claim.key, "token": claim.token}
 
 
-def claims(rows: Iterable[tuple[str, str, int]], token: UUID) -> list[Claim]:
-    """Leased rows (sidecar, key, attempts), by sidecar."""
+def claims(
+    rows: Iterable[tuple[str, str, int]], token: UUID, hung: Collection[tuple[str, str]] = ()
+) -> list[Claim]:
+    """Leased rows (sidecar, key, attempts), by sidecar; ``hung`` are sidecars and keys, too."""
     by_sidecar: dict[str, dict[str, int]] = {}
     for key, pk, attempts in rows:
         by_sidecar.setdefault(key, {})[pk] = attempts
-    return [Claim(key, token, attempts) for key, attempts in sorted(by_sidecar.items())]
+    return [
+        Claim(key, token, attempts, hung=frozenset(pk for pk in attempts if (key, pk) in hung))
+        for key, attempts in sorted(by_sidecar.items())
+    ]
 
 
 def tell_too_long(found: Iterable[Sequence[str]] | None) -> None:

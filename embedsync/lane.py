@@ -4,13 +4,14 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from embedsync.breaker import Breaker
 from embedsync.claim import Claim
 from embedsync.part import Part
-from embedsync.service import Asked, Embedded, Service
+from embedsync.service import Asked, Call, Embedded, Service
 
 SLOW_SECONDS = 30.0  # of a call, after which others do not wait for its end
 TURN = 4  # parts that may go before a row that is tried again
@@ -33,7 +34,7 @@ class Lane:
         self.suspected_at = 0.0  # when the last row began that may kill a worker
         self._passed = 0  # new parts that have begun since then
         self.unanswered: list[Future[Any]] = []  # of those that were abandoned
-        self.hung: set[tuple[str, str]] = set()  # sidecars and rows in whose call it may have hung
+        self.silence: tuple[float, Breaker] | None = None  # since when it has answered nothing
         self._concurrency = concurrency
         self._alias = alias
         self._threads = self._new_threads()
@@ -64,40 +65,47 @@ class Lane:
 
     @property
     def stuck_seconds(self) -> float:
-        """For how long the slowest of its calls has not been answered."""
+        """For how long the slowest of its calls, or any of them, has not been answered."""
         began = [part.moved_at for call, part in self.running.items() if not call.done()]
         if self.loading and not self.loading[0].done():
             began.append(self._loading_at)
+        if self.silence and self._is_silent:
+            began.append(self.silence[0])
         return max(0.0, time.monotonic() - min(began, default=math.inf))
 
-    def abandon(self, seconds: float) -> list[Part]:
-        """Leave calls to themselves that have not been answered for so long; what they were for."""
-        hung = [
-            (call, part)
-            for call, part in self.running.items()
-            if part.stuck_seconds >= seconds and not call.done()
-        ]
-        for call, part in hung:
-            del self.running[call]
-            part.is_abandoned = True
-            self._leave(call)
-        return [part for _, part in hung]
+    def abandon(self, seconds: float) -> Iterator[tuple[Service, Part | None]]:
+        """Leave calls to themselves that have not been answered for so long.
 
-    def abandon_loading(self, seconds: float) -> Service | None:
-        """Leave a model to itself that has been loading for so long; what it was for."""
-        if self.loading is None or time.monotonic() - self._loading_at < seconds:
-            return None
-        (call, service), self.loading = self.loading, None
-        self._leave(call)
-        return service
+        What they were for: a part, or none where a model was to be loaded.
+        """
+        for call, part in list(self.running.items()):
+            if part.stuck_seconds >= seconds and not call.done():
+                del self.running[call]
+                part.call.is_abandoned = True
+                self._leave(call, part.moved_at, part.service)
+                yield part.service, part
+        if self.loading and time.monotonic() - self._loading_at >= seconds:
+            (load, service), self.loading = self.loading, None
+            self._leave(load, self._loading_at, service)
+            yield service, None
 
-    def _leave(self, call: Future[Any]) -> None:
+    def _leave(self, call: Future[Any], since: float, service: Service) -> None:
         """Have other threads for what comes: that of this call goes on with it."""
-        self.unanswered.append(call)
+        self.unanswered = [*(one for one in self.unanswered if not one.done()), call]
+        if not self._is_silent:
+            self.silence = since, service.breaker
         self._threads.shutdown(wait=False)
         self._threads = self._new_threads()
-        for waiting in [call for call in self.running if call.cancel()]:
+        # What had no thread yet would never get one.
+        for waiting in [one for one in self.running if one.cancel()]:
             self.put_back(self.running.pop(waiting))
+        if self.loading and self.loading[0].cancel():
+            self.loading = None
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether its provider has answered nothing since a call was abandoned."""
+        return self.silence is not None and self.silence[1].answered_at < self.silence[0]
 
     def _new_threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._concurrency, f"embedsync-{self._alias}")
@@ -107,11 +115,19 @@ class Lane:
         """How many parts may begin: what is to follow is read while others are being embedded."""
         return 2 * self._concurrency - len(self.running)
 
-    def is_new(self, claim: Claim, pk: str) -> bool:
-        """Whether a row has no reason to be tried alone."""
-        return claim.attempts[pk] == 1 and (claim.key, pk) not in self.hung
+    def line_up(self, service: Service, claim: Claim) -> tuple[list[Part], list[Part]]:
+        """Put a claim's rows in line: the new ones in parts, and those that are tried again."""
+        tried = claim.hung | {pk for pk in claim.pks if claim.attempts[pk] > 1}
+        first = [pk for pk in claim.pks if pk not in tried]
+        new = [Part(service, claim, pks) for pks in self._split(service, first)]
+        # In any order: one in which a short run hangs would keep those after it for ever.
+        alone = random.sample(sorted(tried), len(tried))
+        again = [Part(service, claim, [pk], alone=True) for pk in alone]
+        self.waiting += new
+        self.retried += again
+        return new, again
 
-    def split(self, service: Service, pks: list[str]) -> list[list[str]]:
+    def _split(self, service: Service, pks: list[str]) -> list[list[str]]:
         """In whole calls of the embedder for each thread; one thread has all, sorted by length."""
         size, threads = max(1, len(pks)), self._concurrency
         if threads > 1:
@@ -169,13 +185,13 @@ class Lane:
 
         def embed() -> Embedded:
             part.moved_at = time.monotonic()  # not before: there may be no thread for it yet
-            return part.service.embed(texts, stopped, suspect=part.alone)
+            return part.service.embed(texts, stopped, call)
 
         def stopped() -> bool:
             part.moved_at = time.monotonic()  # it is asked between two calls
-            return part.is_abandoned or is_left()
+            return call.is_abandoned or is_left()
 
-        part.is_probe = part.service.breaker.failures > 0
+        part.call = call = Call(part.alone, has_hung=part.has_hung)
         self.running[self._threads.submit(embed)] = part
 
     def load(self, part: Part) -> None:

@@ -10,9 +10,11 @@ from pgvector import HalfVector, Vector
 from embedsync.breaker import jitter
 from embedsync.claim import Claim
 from embedsync.conf import settings
+from embedsync.database import summary
+from embedsync.embedders import UnansweredError
 from embedsync.embedders.usage import CHARACTERS, tokens_of
 from embedsync.passages import Passages, Rewritten
-from embedsync.service import Asked, Embedded, Service
+from embedsync.service import Asked, Call, Embedded, Service
 
 CALLS_OF_A_PART = 8  # of the embedder, about, where texts are cut into passages
 
@@ -33,16 +35,27 @@ class Part:
     counted: bool = True
     claimed_at: float = field(default_factory=time.monotonic)
     moved_at: float = math.inf  # when its call began, or was last answered
-    is_probe: bool = False  # it began after trouble with its provider
-    is_abandoned: bool = False
+    call: Call = field(default_factory=Call)
     rows: dict[str, Passages] = field(default_factory=dict)
     blank: list[str] = field(default_factory=list)
     unchanged: set[str] = field(default_factory=set)
 
     @property
+    def has_hung(self) -> bool:
+        """Whether its embedder may have hung in one of its texts."""
+        return not self.claim.hung.isdisjoint(self.pks)
+
+    @property
     def stuck_seconds(self) -> float:
         """For how long its call has not been answered."""
         return max(0.0, time.monotonic() - self.moved_at)
+
+    def told(self, silence: UnansweredError) -> str:
+        """What to note of a call that was given up: due.sql knows by it what is to go alone."""
+        if self.has_hung:
+            return ""  # it is noted
+        # A harmless text was not answered either.
+        return f"UnavailableError: {silence}" if self.call.is_probing else summary(silence)
 
     @property
     def changed(self) -> list[str]:

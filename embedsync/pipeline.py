@@ -21,6 +21,7 @@ from embedsync.database import QUERY_CANCELED, TOO_LONG, has_failed, sqlstate, s
 from embedsync.declaration import EmbeddingModel, declaration_of, key_of
 from embedsync.embedders import RefusedError, UnansweredError, UnavailableError
 from embedsync.lane import Lane
+from embedsync.ledger import absolve
 from embedsync.part import Part, Settled
 from embedsync.passages import passages_of
 from embedsync.queue import Queue
@@ -29,6 +30,7 @@ from embedsync.text import read
 
 logger = logging.getLogger("embedsync")
 
+LATE = UnansweredError("no answer until the worker had to end")
 HUNG_SECONDS = 540.0  # of a call; a supervisor gives up on the worker later (docs/deployment.md)
 
 
@@ -61,8 +63,8 @@ class Pipeline:
         self._give_up = give_up
         self._settled = settled
         self._lanes: dict[str, Lane] = {}
-        # To be handed back, now or when the database answers again; and whether with a refund.
-        self._owed: list[tuple[Claim, list[str], bool]] = []
+        # To be handed back, now or when the database answers again; whether with a refund; and why.
+        self._owed: list[tuple[Claim, list[str], bool, str]] = []
 
     @property
     def busy(self) -> bool:
@@ -104,16 +106,10 @@ class Pipeline:
         for claim in claims:
             service = self.services.get(claim.key)
             if service is None:  # given up since it was claimed
-                self._owed.append((claim, claim.pks, True))
+                self._owed.append((claim, claim.pks, True, ""))
                 continue
             self.claims.append(claim)
-            lane = self._lane(service)
-            first = [pk for pk in claim.pks if lane.is_new(claim, pk)]
-            others = [pk for pk in claim.pks if not lane.is_new(claim, pk)]
-            new = [Part(service, claim, pks) for pks in lane.split(service, first)]
-            again = [Part(service, claim, [pk], alone=True) for pk in others]
-            lane.waiting += new
-            lane.retried += again
+            new, again = self._lane(service).line_up(service, claim)
             spared += [*again, *(new if self._holds_suspect else ())]
         self._spare(spared)
 
@@ -191,7 +187,10 @@ class Pipeline:
             going_on = [call for call in lane.unanswered if not call.done()]
             abandoned = bool(lane.running or lane.loading or going_on)
             self.has_abandoned = self.has_abandoned or abandoned
-            self._owe([*lane.running.values(), *lane.clear()])
+            for part in lane.running.values():
+                # Too slow for the time that a scheduler has for it, or it hangs: alone, next time.
+                self._owe([part], part.told(LATE) if self._is_over() else "")
+            self._owe(lane.clear())
             lane.running.clear()
             lane.close()
         self._lanes.clear()
@@ -206,19 +205,19 @@ class Pipeline:
         except (DatabaseError, InterfaceError) as error:
             # A server that breaks off without a word may have crashed of these very rows.
             said = sqlstate(error) is not None
-            self._owed.append((part.claim, part.pks, part.counted and said))
+            self._owed.append((part.claim, part.pks, part.counted and said, ""))
             raise
         except BaseException:
             self._owe([part])
             raise
 
-    def _owe(self, parts: Iterable[Part]) -> None:
-        self._owed += [(part.claim, part.pks, part.counted) for part in parts]
+    def _owe(self, parts: Iterable[Part], why: str = "") -> None:
+        self._owed += [(part.claim, part.pks, part.counted, why) for part in parts]
 
     def _return_owed(self) -> None:
         while self._owed:
-            claim, pks, refund = self._owed[-1]
-            self.queue.hand_back(claim, dict.fromkeys(pks, 0.0), refund=refund)
+            claim, pks, refund, why = self._owed[-1]
+            self.queue.hand_back(claim, dict.fromkeys(pks, 0.0), why, refund=refund)
             self._owed.pop()
 
     def _is_left(self, part: Part) -> bool:
@@ -252,7 +251,7 @@ class Pipeline:
                 key, about = part.claim.key, {"sidecar": part.claim.key, "rows": len(left)}
                 said = "%s: the budget of its embedder has no room for %d rows now"
                 logger.info(said, key, len(left), extra=about)
-                self._owed.append((part.claim, left, part.counted))
+                self._owed.append((part.claim, left, part.counted, ""))
             wanted = part.wanted
             if not wanted:
                 self._write(part, Embedded())
@@ -270,26 +269,20 @@ class Pipeline:
     def _abandon_hung(self, lane: Lane) -> None:
         """Give up calls that hang, and hand their rows back with no attempt counted.
 
-        A text may be what its embedder hangs in. So each of these rows goes alone from now on; one
-        that hangs again, though another text has been answered in between, pays for it.
+        A text may be what its embedder hangs in. So these rows go alone from now on; one in which
+        it hangs again, though it has just answered another text, pays for it.
         """
         trouble = UnansweredError(f"no answer in {HUNG_SECONDS:.0f} s")
-        if service := lane.abandon_loading(HUNG_SECONDS):
+        for service, part in lane.abandon(HUNG_SECONDS):
+            if part and part.has_hung and not part.call.is_probing:
+                lane.silence = None
+                with self._answering_for(part):
+                    self._blame(lane, part, trouble)
+                continue
             service.breaker.failed(trouble)
             self._note(service, trouble)
-        for part in lane.abandon(HUNG_SECONDS):
-            breaker, hung = part.service.breaker, {(part.claim.key, pk) for pk in part.pks}
-            with self._answering_for(part):
-                if part.alone and hung <= lane.hung and breaker.blames(trouble):
-                    self._blame(lane, part, trouble)
-                    continue
-                if part.is_probe and breaker.failures:
-                    lane.hung.clear()  # a harmless text hangs as well
-                else:
-                    lane.hung |= hung
-                breaker.failed(trouble)
-                self._note(part.service, trouble)
-                self.release(part, part.pks, trouble)
+            if part:
+                self._owe([part], part.told(trouble))
 
     def _write(self, part: Part, found: Embedded) -> None:
         """Write vectors and settle rows, and see to those that could not be embedded."""
@@ -307,7 +300,6 @@ class Pipeline:
             cut=found.cut,
         )
         service.warn_of(len(found.cut))
-        self._lane(service).hung.difference_update((claim.key, pk) for pk in done.settled)
         if done.lost:
             about = {"sidecar": claim.key, "rows": done.lost}
             logger.warning("lost the lease of %d rows of %s", done.lost, claim.key, extra=about)
@@ -321,10 +313,14 @@ class Pipeline:
         lost = [pk for pk in part.pks if pk not in done.settled and pk not in (*failed, *left)]
         self.release(part, lost)
         self._settled(Settled(part, len(done.settled) + len(failed), done.written, failed))
+        if done.written and not (service.is_absolved or found.trouble):
+            absolve(self.queue.using, claim.key)
+            service.is_absolved = True
 
     def _note(self, service: Service, trouble: Exception | None) -> None:
         """A provider is waited for; a sidecar whose settings are wrong is given up."""
         if isinstance(trouble, UnavailableError):
+            service.is_absolved = False
             level = logging.ERROR if isinstance(trouble, RefusedError) else logging.WARNING
             key, seconds = key_of(service.sidecar), service.breaker.seconds_left
             about = {"sidecar": key, "seconds": seconds}

@@ -170,8 +170,9 @@ class Queue:
                 },
             )
             rows = cursor.fetchall()
-        self.parked += [(key, pk, n) for key, pk, n, held in rows if held is None]
-        return claims(((key, pk, n) for key, pk, n, held in rows if held == token), token)
+        self.parked += [(key, pk, n) for key, pk, n, held, _ in rows if held is None]
+        hung = {(key, pk) for key, pk, *_, has_hung in rows if has_hung}
+        return claims(((key, pk, n) for key, pk, n, held, _ in rows if held == token), token, hung)
 
     def fill(self, sidecar: type[EmbeddingModel], limit: int) -> tuple[int, list[Claim]]:
         """Lease the next page of a sidecar that has not been filled yet.

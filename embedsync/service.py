@@ -60,6 +60,21 @@ class Embedded:
             self.cut.update(pk for pk, _ in keys)
 
 
+@dataclass
+class Call:
+    """The calls for some texts as seen from other threads.
+
+    ``is_suspect`` says that its text has failed before, ``has_hung`` that the embedder may have
+    hung in it. ``is_probing`` is true as long as a harmless text is being asked for. Of one that
+    ``is_abandoned`` nothing counts any more.
+    """
+
+    is_suspect: bool = False
+    has_hung: bool = False
+    is_probing: bool = False
+    is_abandoned: bool = False
+
+
 @dataclass(eq=False)
 class Service:
     """A sidecar that a worker serves, what makes its vectors, and what may keep that from it.
@@ -73,6 +88,7 @@ class Service:
     budget: Budget
     splitter: Splitter | None = field(default=None, init=False)
     has_warned: bool = field(default=False, init=False)
+    is_absolved: bool = field(default=False, init=False)  # no row says any more what was wrong
 
     @property
     def can_ask(self) -> bool:
@@ -117,7 +133,10 @@ class Service:
         return Measure(self.embedder)
 
     def embed(
-        self, texts: Mapping[Asked, str], stopped: Callable[[], bool], *, suspect: bool = False
+        self,
+        texts: Mapping[Asked, str],
+        stopped: Callable[[], bool],
+        call: Call | None = None,
     ) -> Embedded:
         """Vectors of texts, until ``stopped()`` or until no text can be embedded.
 
@@ -128,14 +147,13 @@ class Service:
         text, any of them; if that is answered, what fails after it is looked for in the same way,
         and is to blame if it fails again and a harmless text does not. After a call that was never
         answered that first text is a harmless one.
-        ``suspect`` says that the text has failed before.
 
         And an embedder may fail for all texts. So one that fails alone is to blame only if another
         has been answered since the last that was to blame: one of these, or else a harmless one.
 
         A text that several rows have is embedded once, and not at all where it was a while ago.
         """
-        found, how = Embedded(), declaration_of(self.sidecar)
+        found, how, call = Embedded(), declaration_of(self.sidecar), call or Call()
         same: dict[str, list[Asked]] = {}
         for key, text in texts.items():
             same.setdefault(text, []).append(key)
@@ -151,8 +169,10 @@ class Service:
         unproven: list[str] = []  # of the rows in found.failed
         may_blame = False
         calls = []
-        if isinstance(self.breaker.trouble, UnansweredError) and wanted:
-            # The text may be what its embedder hangs in. Whether it answers any is asked at once.
+        is_silent = isinstance(self.breaker.trouble, UnansweredError)
+        if wanted and (is_silent or (call.has_hung and not self.breaker.is_answering())):
+            # A text may be what its embedder hangs in. Whether it answers any is asked at once.
+            call.is_probing = True
             same.setdefault(HARMLESS, [])
             calls.append([HARMLESS])
         elif after_trouble and wanted:
@@ -168,8 +188,10 @@ class Service:
             except (MismatchError, ImproperlyConfigured) as error:
                 found.trouble = error
             except Exception as error:
+                if call.is_abandoned:
+                    break
                 trouble = trouble_of(error)
-                doubted = suspect or (after_trouble and is_answered)
+                doubted = call.is_suspect or (after_trouble and is_answered)
                 is_blamed = bool(trouble and doubted and self._blames(trouble, asked, stopped))
                 if trouble is not None and not is_blamed:
                     found.trouble = trouble
@@ -187,6 +209,9 @@ class Service:
                         found.trouble = self._trouble_with_all(error)
                         may_blame = found.trouble is None
             else:
+                if call.is_abandoned:
+                    break
+                call.is_probing = False
                 self.breaker.answered()
                 is_answered = may_blame = True
                 cut = self._too_long(asked)

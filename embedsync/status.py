@@ -24,6 +24,7 @@ from embedsync.declaration import (
     sidecars_of,
     source_of,
 )
+from embedsync.ledger import REFUSED
 from embedsync.misfit import settings_error
 from embedsync.models import Ledger, SidecarState
 from embedsync.schema import missing_columns, retyped, schema_error
@@ -31,8 +32,6 @@ from embedsync.sql import statement
 from embedsync.state import ALIVE_SECONDS
 from embedsync.wear import IndexStatus, counted, index_status
 
-# The provider refuses whatever it is sent, or the settings are wrong.
-REFUSED = "^(RefusedError|MismatchError|ImproperlyConfigured): "
 COUNTED = 1_000_000  # of more rows than these the server's estimate is told
 
 # How often triggers have failed: NULL for never, and for a role that may not know.

@@ -11,8 +11,10 @@ from django.db import connection
 from django.db.backends.postgresql.operations import DatabaseOperations
 from django.db.models.signals import post_migrate
 
+from embedsync import pipeline
 from embedsync.worker import Worker
 from example_project.postgres import PROJECT, VERSIONS, Cluster
+from tests.embedders import ScriptedEmbedder
 from tests.migration_project import Project
 from tests.steps import calls_in, count_calls
 from tests.workers import Clock, WorkerProcess
@@ -166,3 +168,36 @@ def running(transactional_db):
         worker.stop()
         thread.join(60)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Have something done before each call of the scripted embedder."""
+    embed = ScriptedEmbedder.embed_documents
+
+    def script(before):
+        def embed_documents(embedder, texts):
+            before(texts)
+            return embed(embedder, texts)
+
+        monkeypatch.setattr(ScriptedEmbedder, "embed_documents", embed_documents)
+
+    return script
+
+
+@pytest.fixture
+def hanging(scripted):
+    """Calls for a text with HANG in it are answered when this is set."""
+    answered = threading.Event()
+    scripted(lambda texts: any("HANG" in text for text in texts) and answered.wait(60))
+    yield answered
+    answered.set()
+
+
+@pytest.fixture
+def impatient(drain, settings, monkeypatch):
+    """Calls are given up soon, and providers are probed often; nothing is owed."""
+    drain()
+    monkeypatch.setattr(pipeline, "HUNG_SECONDS", 0.5)
+    settings.EMBEDSYNC_BACKOFF, settings.EMBEDSYNC_PROBE_INTERVAL = 0.05, 0.1
+    settings.EMBEDSYNC_MAX_ATTEMPTS = 2

@@ -16,7 +16,6 @@ from embedsync.signals import embeddings_updated
 from embedsync.splitter import Splitter
 from tests.application import Application, is_settled
 from tests.books import KEY, BookEmbedding, make_due
-from tests.embedders import ScriptedEmbedder
 from tests.library.models import Book, Parcel
 from tests.long_texts import KEY as ARTICLES
 from tests.long_texts import stored, write
@@ -27,30 +26,6 @@ from tests.workers import until
 ParcelEmbedding = Parcel.embedding.model
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def hanging(monkeypatch):
-    """Calls for a text with HANG in it are answered when this is set."""
-    answered, embed = threading.Event(), ScriptedEmbedder.embed_documents
-
-    def embed_documents(embedder, texts):
-        if any("HANG" in text for text in texts):
-            answered.wait(60)
-        return embed(embedder, texts)
-
-    monkeypatch.setattr(ScriptedEmbedder, "embed_documents", embed_documents)
-    yield answered
-    answered.set()
-
-
-@pytest.fixture
-def impatient(drain, settings, monkeypatch):
-    """Calls are given up soon, and providers are probed often; nothing is owed."""
-    drain()
-    monkeypatch.setattr(pipeline, "HUNG_SECONDS", 0.5)
-    settings.EMBEDSYNC_BACKOFF, settings.EMBEDSYNC_PROBE_INTERVAL = 0.05, 0.1
-    settings.EMBEDSYNC_MAX_ATTEMPTS = 2
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -76,16 +51,10 @@ def test_one_that_is_alone_in_the_world_is_found_too(impatient, hanging, running
     assert Ledger.objects.get().attempts == 2
 
 
-def test_what_is_tried_again_pays_for_no_silence(impatient, monkeypatch, running):
+def test_what_is_tried_again_pays_for_no_silence(impatient, scripted, running):
     """It is alone in a call, and its provider answers nobody."""
-    answered, calls, embed = threading.Event(), [], ScriptedEmbedder.embed_documents
-
-    def embed_documents(embedder, texts):
-        calls.append(texts)
-        answered.wait(60)
-        return embed(embedder, texts)
-
-    monkeypatch.setattr(ScriptedEmbedder, "embed_documents", embed_documents)
+    answered, calls = threading.Event(), []
+    scripted(lambda texts: (calls.append(texts), answered.wait(60)))
     Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(3)])
     Queue("default", "dead").fold([KEY], 10)
     make_due()
@@ -100,13 +69,13 @@ def test_what_is_tried_again_pays_for_no_silence(impatient, monkeypatch, running
     assert_in_step(BookEmbedding)
 
 
-def test_a_change_takes_the_suspicion_off_a_row(impatient, hanging, running, monkeypatch):
-    worker = running()
+def test_a_row_that_changes_is_another_text(impatient, hanging, running):
     Book.objects.create(title="HANG")
-    until(lambda: any(lane.hung for lane in worker.pipeline._lanes.values()))
+    running()
+    until(Ledger.objects.filter(last_error__startswith="UnansweredError").exists)
     Book.objects.update(title="harmless")
     until(lambda: BookEmbedding.objects.exists() and not Ledger.objects.exists())
-    assert not any(lane.hung for lane in worker.pipeline._lanes.values())
+    assert_in_step(BookEmbedding)
 
 
 def test_a_model_that_never_loads_blames_no_row(impatient, monkeypatch, running):

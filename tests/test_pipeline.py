@@ -87,7 +87,7 @@ def test_a_remote_embedder_is_called_several_times_at_once(drain, gate, running)
     assert_in_step(BookEmbedding)
 
 
-def test_a_slow_embedder_holds_up_no_other(drain, gate, running):
+def test_a_slow_embedder_holds_up_no_other(drain, running, gate):
     drain()
     running()
     Book.objects.bulk_create([Book(title=f"Book {n}") for n in range(5000)])
@@ -419,7 +419,7 @@ def test_retries_of_one_embedder_let_those_of_another_have_their_turn(retries, m
 
 
 def test_a_retry_that_hangs_does_not_hold_up_those_of_another_embedder(
-    retries, gate, running, monkeypatch
+    retries, running, gate, monkeypatch
 ):
     monkeypatch.setattr("embedsync.lane.SLOW_SECONDS", 0.3)
     running()

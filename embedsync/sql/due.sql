@@ -8,7 +8,9 @@ WITH due AS MATERIALIZED (
         -- Not clock_timestamp(): it is no condition of an index, and all that is leased or waits
         -- for its time would be walked through.
         WHERE sidecar = s.key AND run_at <= statement_timestamp()
-            AND (%(retried)s::boolean IS NULL OR (attempts > 0) = %(retried)s::boolean)
+            -- One in whose call the embedder hung has paid nothing, and goes alone all the same.
+            AND (%(retried)s::boolean IS NULL
+                OR (attempts > 0 OR starts_with(last_error, 'UnansweredError')) = %(retried)s::boolean)
         ORDER BY run_at
         LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED
@@ -29,4 +31,4 @@ SET token = CASE WHEN dirty OR attempts < %(max_attempts)s THEN %(token)s::uuid 
     dirty = false
 -- By ctid: the primary key's index may be full of dead entries.
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM due))
-RETURNING sidecar, source_pk, attempts, token
+RETURNING sidecar, source_pk, attempts, token, starts_with(last_error, 'UnansweredError')

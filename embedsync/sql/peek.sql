@@ -16,7 +16,8 @@ SELECT
                 -- Above what has been looked at: until a vacuum, there are the dead entries of
                 -- all whose lease would have ended. What is committed late a full look finds.
                 AND run_at > coalesce(to_timestamp(s.since), '-infinity')
-                AND (attempts = 0 OR s.retried)
+                -- As in due.sql.
+                AND (s.retried OR attempts = 0 AND NOT starts_with(last_error, 'UnansweredError'))
             ORDER BY run_at
             LIMIT 1
         ) due

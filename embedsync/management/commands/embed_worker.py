@@ -94,9 +94,9 @@ class Command(BaseCommand):
             else:
                 worker.run(max_seconds=options["max_seconds"])
         said = "\n".join(f"{key} is not served: {error}" for key, error in worker.errors.items())
-        # Not where a program of the project's has called this command, which would end with it.
-        is_own_process = getattr(self, "_called_from_command_line", False)
-        if worker.pipeline.has_abandoned and is_own_process:
+        # Or a program of the project's has called this command, and would end with it.
+        is_to_end = worker.stopping or getattr(self, "_called_from_command_line", False)
+        if worker.pipeline.has_abandoned and is_to_end:
             self.leave(said)
         if said:
             raise CommandError(said)
