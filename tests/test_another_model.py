@@ -4,12 +4,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
 
+from tests.workers import until
+
 # Vectors of the same length that mean something else.
 EMBEDDERS = """
+import time
 from embedsync.embedders.hashing import HashingEmbedder
 
 class Better(HashingEmbedder):
     def embed_documents(self, texts):
+        time.sleep(0.3)
         return [vector[::-1] for vector in super().embed_documents(texts)]
 """
 MORE = """
@@ -74,8 +78,13 @@ def test_from_one_model_to_another_with_no_moment_without_results(project):
         both.upgrade()
     assert search(both, ', embedding="better"') == "[]"
     with serving(first, project.code(MOVIE + ONE.format(DEFAULT) + OTHER.format(""), more=MORE)):
-        both.drain()
-        project.sql("UPDATE shop_movie SET title = title || '.' WHERE title LIKE 'blue%%'")
+        with ThreadPoolExecutor(1) as pool:
+            filled = pool.submit(both.run, "embed_worker", "--drain", "--batch-size", "2")
+            until(lambda: len(project.vectors("shop_moviebetter")) >= 4)
+            # Of rows that the fill has passed, and of rows that are still before it.
+            project.sql("UPDATE shop_movie SET title = title || '.' WHERE title LIKE 'blue%%'")
+            assert len(project.vectors("shop_moviebetter")) < 11
+            filled.result()
         both.drain()
     assert search(both, ', embedding="better"') == FOUND
     one, other = (project.vectors(f"shop_movie{name}") for name in ("embedding", "better"))

@@ -1,10 +1,13 @@
 """A database that cuts connections, is full, is locked, or may only be read for a while."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import psycopg
 import pytest
 from django.db import connection
 
-from tests.application import Application, begin, is_settled, uncommitted
+from embedsync.models import Ledger
+from tests.application import Application, begin, is_settled, is_waited_for, uncommitted
 from tests.books import BookEmbedding, execute
 from tests.library.models import Book
 from tests.sync import assert_in_step
@@ -48,6 +51,25 @@ def test_a_worker_whose_connection_is_cut_in_a_move_goes_on(drain, stepping, ste
     assert_in_step(BookEmbedding)
 
 
+def test_a_worker_whose_connections_are_cut_in_a_call_keeps_its_lease(drain, worker_process):
+    """Fault 8: its own, and that of the thread that extends leases; nobody else takes the row."""
+    drain()
+    more = {"SCRIPTED_SLEEP": "4", "PGAPPNAME": "victim", **SHORT}
+    with Application() as application:
+        worker = begin(worker_process, **more)
+        Book.objects.create(title="SLEEP")
+        worker.says("asleep")
+        begin(worker_process, **SHORT)
+        held = Ledger.objects.values_list("token", "attempts")
+        [first] = held
+        for _ in range(6):
+            terminate("victim")
+            application.execute("SELECT pg_sleep(0.3)")
+            assert [*held] == [first]
+    until(is_settled)
+    assert_in_step(BookEmbedding)
+
+
 @pytest.mark.parametrize(("timeout", "captured"), [("50ms", False), ("5s", True)])
 def test_the_applications_own_timeout_ends_its_statement(drain, timeout, captured):
     """Fault 15: where it is shorter than the wait of a trigger for a locked inbox; a limit."""
@@ -64,6 +86,24 @@ def test_the_applications_own_timeout_ends_its_statement(drain, timeout, capture
         assert bool(application.warnings) == captured
     until(lambda: drain() and is_settled())
     assert_in_step(BookEmbedding)
+
+
+def test_a_cancel_of_the_applications_statement_ends_it(drain):
+    """Fault 15: while it waits for the inbox; embedsync does not swallow it."""
+    drain()
+    with Application(forgiven=(psycopg.errors.QueryCanceled,)) as application:
+        pid = application.first.connection.info.backend_pid
+        with (
+            uncommitted("LOCK TABLE embedsync_inbox IN ACCESS EXCLUSIVE MODE"),
+            ThreadPoolExecutor(1) as pool,
+        ):
+            inserted = pool.submit(application.execute, INSERT, [1])
+            until(lambda: is_waited_for("embedsync_inbox"), every=0.001)
+            execute("SELECT pg_cancel_backend(%s)", [pid])
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                inserted.result()
+    assert not Book.objects.exists()
+    assert application.warnings == []
 
 
 @pytest.fixture

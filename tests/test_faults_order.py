@@ -1,6 +1,7 @@
 """Order and age: long backlogs, late commits, rows that change while they are being embedded."""
 
 import bisect
+import itertools
 import math
 import signal
 import uuid
@@ -15,7 +16,7 @@ from tests.application import Application, begin, is_settled, settle, uncommitte
 from tests.books import KEY, BookEmbedding, execute
 from tests.library.models import Book
 from tests.sync import assert_in_step, stored_vectors
-from tests.workers import until
+from tests.workers import Clock, until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -115,6 +116,36 @@ def test_claims_at_the_end_of_a_million_look_no_further_than_at_its_beginning(dr
     early, late = explained.buffers[1:6], explained.buffers[6:]
     assert min(early) > 0
     assert max(late) <= 1.5 * max(early)
+
+
+def test_looks_at_the_whole_inbox_are_seldom_where_they_take_long(drain, monkeypatch):
+    """Fault 37: every two seconds; oftener where they are quick, for a fiftieth of the time."""
+    drain()
+    clock, looks = Clock(), []
+    monkeypatch.setattr("embedsync.queue.time", clock)
+
+    def timed(execute, sql, params, many, context):
+        if "PEEK" in sql and params["low"] == 0:
+            looks.append(clock.now)
+            clock.now += takes
+        return execute(sql, params, many, context)
+
+    def gaps():
+        queue, looks[:] = Queue("default", "me"), []
+        for _ in range(1000):
+            # As a fold leaves it.
+            queue.low = 7
+            queue.peek([KEY], [KEY])
+            clock.now += 0.01
+        return [later - earlier for earlier, later in itertools.pairwise(looks)]
+
+    with connection.execute_wrapper(timed):
+        takes = 0.05
+        slow = gaps()
+        takes = 0.004
+        quick = gaps()
+    assert 2.0 <= min(slow) <= max(slow) < 2.1
+    assert 0.2 <= min(quick) <= max(quick) < 0.3
 
 
 def blocks(move, parameters):

@@ -1,8 +1,10 @@
 """Roles without rights, paths that lead astray, rows that a worker may not see."""
 
 import signal
+from io import StringIO
 
 import pytest
+from django.core.management import call_command
 
 from embedsync.models import Inbox, Ledger, SidecarState
 from tests.application import Application, compare_all, marks, settle, uncommitted
@@ -141,6 +143,24 @@ def test_a_comparison_of_rows_that_a_worker_may_not_see_removes_nothing(
     assert f"{KEY} is not served: query would be affected by row-level security" in output
     assert set(stored_vectors(BookEmbedding)) == {1, 2, 3, 4}
     settle(drain, BookEmbedding)
+
+
+def test_a_sweep_that_may_not_see_all_rows_repairs_nothing(drain, restricted, role):
+    """Fault 56."""
+    Book.objects.bulk_create([Book(id=n, title=f"Book {n}") for n in range(1, 5)])
+    drain()
+    said = StringIO()
+    execute(f"SET ROLE {role}")
+    try:
+        with pytest.raises(SystemExit):
+            call_command(
+                "embed_sweep", "library.Book", "--repair", "--purge", stdout=said, stderr=said
+            )
+    finally:
+        execute("RESET ROLE")
+    assert "row-level security" in said.getvalue()
+    assert not Inbox.objects.exists()
+    assert set(stored_vectors(BookEmbedding)) == {1, 2, 3, 4}
 
 
 def test_a_drain_serves_the_others_where_one_source_may_not_be_read(

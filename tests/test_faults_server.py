@@ -18,7 +18,7 @@ from django.db import OperationalError, connection
 
 from embedsync.models import Inbox, Ledger
 from example_project.postgres import Cluster
-from tests.application import begin, is_settled
+from tests.application import Application, begin, is_settled
 from tests.books import BookEmbedding, execute
 from tests.embedded import VERSION, room_for_clusters
 from tests.library.models import Book
@@ -287,4 +287,27 @@ def test_a_worker_behind_a_black_hole_comes_back_by_itself(drain, stepping, prox
     proxy.accept_again()
     until(is_settled, seconds=60)
     assert worker.process.poll() is None
+    assert_in_step(BookEmbedding)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a socket drop what arrives")
+def test_rows_of_a_worker_in_a_black_hole_are_taken_over(drain, stepping, proxy):
+    """Fault 12: it is in the middle of a transaction, whose locks hold up nobody for long."""
+    drain()
+    name = connection.settings_dict["NAME"]
+    where = {"host": "127.0.0.1", "port": proxy.port, **ENDS_SOON}
+    url = f"postgresql://postgres@/{name}?{urlencode(where)}"
+    lost = stepping(HOLD_AT="mid_complete", DATABASE_URL=url, **SHORT)
+    with Application(writers=2) as application:
+        insert_books()
+        lost.says("holds mid_complete")
+        proxy.swallow()
+        lost.goes_on()
+        stepping(**SHORT)
+        until(lambda: BookEmbedding.objects.filter(source_id__lte=BOOKS).count() == BOOKS)
+        application.work(20)
+        proxy.accept_again()
+        application.work(20)
+    until(is_settled, seconds=60)
+    assert lost.process.poll() is None
     assert_in_step(BookEmbedding)

@@ -93,6 +93,39 @@ def test_no_worker_takes_part_in_a_deadlock_of_the_application(drain, worker_pro
     assert deadlocks() - before == 10
 
 
+def test_the_events_of_the_loser_of_a_deadlock_are_gone_with_its_rows(drain):
+    """Fault 45: those of the winner are there, once each."""
+    Book.objects.bulk_create([Book(id=n, title=f"Book {n}") for n in range(1, 5)])
+    drain()
+    update = "UPDATE library_book SET title = %s WHERE id = ANY(%s)"
+    with (
+        ThreadPoolExecutor(1) as pool,
+        Application(forgiven=psycopg.errors.DeadlockDetected) as application,
+    ):
+        winner, loser = application.client(), application.client()
+        winner.execute("SET deadlock_timeout = '10s'")
+        loser.execute("SET deadlock_timeout = '20ms'")
+        for client, half in ((winner, [1, 2]), (loser, [3, 4])):
+            client.execute("BEGIN")
+            client.execute(update, ["first", half])
+        waiting = pool.submit(winner.execute, update, ["second", [3, 4]])
+        until(lambda: is_blocked(winner))
+        with pytest.raises(psycopg.errors.DeadlockDetected):
+            loser.execute(update, ["second", [1, 2]])
+        loser.execute("ROLLBACK")
+        waiting.result()
+        winner.execute("COMMIT")
+    events = Inbox.objects.filter(sidecar=KEY).order_by("seq").values_list("source_pk", flat=True)
+    assert list(events) == ["1", "2", "3", "4"]
+    drain()
+    assert_in_step(BookEmbedding)
+
+
+def is_blocked(client):
+    pid = client.connection.info.backend_pid
+    return query(f"SELECT cardinality(pg_blocking_pids({pid})) > 0")
+
+
 def test_nothing_of_a_savepoint_that_is_rolled_back_is_captured(drain):
     """Fault 46: of 1000 subtransactions one after the other each second is kept."""
     drain()

@@ -300,6 +300,11 @@ def test_twenty_workers_write_each_row_once(drain, worker_process, written):
             application.execute(UPDATE, [f"round {round_}"])
             until(is_settled)
             assert written() == dict.fromkeys(range(1, 11), round_)
+    for worker in workers:
+        worker.send(signal.SIGTERM)
+    ended = [worker.wait() for worker in workers]
+    assert [status for status, _ in ended] == [0] * 20
+    assert not any("deadlock" in output for _, output in ended)
+    # A connection tells its statistics when it ends.
     assert deadlocks() == before
-    assert [worker.process.poll() for worker in workers] == [None] * 20
     assert_in_step(BookEmbedding)

@@ -7,9 +7,10 @@ import pytest
 from django.utils import timezone
 
 from embedsync.models import Inbox, Ledger, SidecarState, WorkerState
-from tests.application import begin, is_settled, uncommitted
+from tests.application import Application, begin, is_settled, uncommitted
 from tests.books import KEY, BookEmbedding, execute, make_due
 from tests.library.models import Book
+from tests.steps import calls_in
 from tests.sync import assert_in_step
 from tests.workers import until
 
@@ -36,15 +37,22 @@ def test_a_lease_is_extended_while_embedding_takes_long(drain, worker_process):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_hands_the_batch_back(drain, worker_process, number):
-    """Fault 6: with no attempt counted."""
+    """Fault 6: the call in hand ends, nothing is claimed, and no attempt counted."""
     drain()
     Book.objects.bulk_create([Book(title=f"SLEEP {n}") for n in range(300)])
     worker = worker_process(SCRIPTED_SLEEP="0.01")
-    until(lambda: Ledger.objects.exclude(token=None).count() == 300)
+    worker.says("asleep")
     worker.send(number)
-    status, output = worker.wait()
+    with Application() as application:
+        application.execute(
+            "INSERT INTO library_book (id, title, body, year, published)"
+            " VALUES (999, 'later', '', 2000, true)"
+        )
+        status, output = worker.wait()
     assert status == 0, output
+    assert Inbox.objects.get().source_pk == "999"
     assert Ledger.objects.exclude(token=None).count() == 0
+    assert BookEmbedding.objects.count() >= 100  # a call
     assert BookEmbedding.objects.count() + Ledger.objects.count() == 300
     assert Ledger.objects.count() > 0
     assert set(Ledger.objects.values_list("attempts", flat=True)) == {0}
@@ -112,21 +120,33 @@ def test_an_old_worker_beside_a_new_one_ends_and_writes_nothing(drain, worker_pr
     assert_in_step(BookEmbedding)
 
 
-def test_a_row_that_kills_workers_is_parked_and_its_neighbours_are_not(drain, worker_process):
-    """Fault 5."""
+def test_a_row_that_kills_workers_is_parked_and_its_neighbours_are_not(
+    drain, worker_process, tmp_path
+):
+    """Fault 5: and it is alone in the call that kills, from the second one on."""
     drain()
+    calls, ends = tmp_path / "calls", []
+    short = {"DJANGO_SETTINGS_MODULE": "tests.short_lease", "CALLS": str(calls)}
     # First, so that the others are leased, too, each time that it kills.
     Book.objects.create(title="DIE")
     Book.objects.bulk_create([Book(title=f"good {n}") for n in range(9)])
-    for _ in range(10):
-        status, _ = worker_process("--drain", DJANGO_SETTINGS_MODULE="tests.short_lease").wait()
-        if status == 0 and not Ledger.objects.filter(run_at__isnull=False).exists():
-            break
-        make_due()
-    owed = Ledger.objects.get()
-    assert owed.run_at is None
+    with Application() as application:
+        for n in range(10):
+            application.execute("UPDATE library_book SET year = %s", [n])
+            worker = worker_process("--drain", steps=True, **short)
+            ends.append(worker.wait()[0])
+            if ends[-1] == 0 and not Ledger.objects.filter(run_at__isnull=False).exists():
+                break
+            make_due()
+    assert ends.count(137) == 3  # EMBEDSYNC_MAX_ATTEMPTS
+    owed = Ledger.objects.get(run_at=None)
+    assert owed.attempts == 3
     assert "worker died" in owed.last_error
-    assert BookEmbedding.objects.count() == 9
+    assert BookEmbedding.objects.filter(source__title__startswith="good").count() == 9
+    asked = calls_in(calls)
+    # Whoever was beside it in its first call was asked for a second time, and not for a third.
+    assert max(asked.count(f"good {n}. ") for n in range(9)) == 2
+    assert asked.count("DIE. ") == 3
 
 
 def test_workers_share_the_work(drain, worker_process):

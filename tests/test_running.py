@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from embedsync import tasks
@@ -213,6 +213,30 @@ def test_calls_that_overlap_share_the_work(drain, monkeypatch):
     assert sum(told["settled"] for told in found) == 1200
     assert set(asked.values()) == {1}
     assert_in_step(BookEmbedding)
+
+
+def test_waits_for_a_database_grow_and_are_jittered(drain, monkeypatch):
+    """Fault 8: so that workers which were cut off together do not return together."""
+    drain()
+    waits = []
+
+    def fails():
+        raise OperationalError("it does not answer")
+
+    for _ in range(50):
+        worker, own = Worker(), []
+
+        def wait(seconds, worker=worker, own=own):
+            own.append(seconds)
+            worker.stopping = len(own) == 5
+
+        monkeypatch.setattr(worker, "start", fails)
+        monkeypatch.setattr(worker, "_wait", wait)
+        worker.run()
+        waits.append(own)
+    for waited, longest in zip(zip(*waits, strict=True), (2, 4, 5, 5, 5), strict=True):
+        assert 0 <= min(waited) < 0.3 * longest
+        assert 0.7 * longest < max(waited) <= longest
 
 
 @pytest.fixture
