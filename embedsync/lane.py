@@ -2,6 +2,7 @@
 
 import math
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from embedsync.part import Part
 from embedsync.service import Asked, Call, Embedded, Service
 
 SLOW_SECONDS = 30.0  # of a call, after which others do not wait for its end
+ASKED_SECONDS = 0.2  # without an answer, before a worker that ends asks for a harmless text
 TURN = 4  # parts that may go before a row that is tried again
 
 
@@ -88,6 +90,13 @@ class Lane:
             (load, service), self.loading = self.loading, None
             self._leave(load, self._loading_at, service)
             yield service, None
+
+    def ask_harmless(self) -> None:
+        """Before a worker ends: is it a text that is not answered, or is none?"""
+        stuck = [part for part in self.running.values() if part.stuck_seconds > ASKED_SECONDS]
+        if stuck:
+            asks = stuck[0].service.ask_harmless
+            threading.Thread(target=asks, name=f"embedsync-{self._alias}", daemon=True).start()
 
     def _leave(self, call: Future[Any], since: float, service: Service) -> None:
         """Have other threads for what comes: that of this call goes on with it."""

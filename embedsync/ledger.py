@@ -1,12 +1,9 @@
-"""What is done to rows of the ledger besides their embedding: try again, forget, absolve."""
+"""What people do to rows of the ledger: try them again, forget them."""
 
 from collections.abc import Sequence
 
 from embedsync.database import worker_transaction
 from embedsync.sql import statement
-
-# Of a row's last error: the provider refuses whatever it is sent, or the settings are wrong.
-REFUSED = "^(RefusedError|MismatchError|ImproperlyConfigured): "
 
 
 def retry(
@@ -31,9 +28,3 @@ def discard(using: str, pairs: Sequence[tuple[str, str]]) -> int:
     with worker_transaction(using) as cursor:
         cursor.execute(statement("discard"), {"keys": keys, "pks": pks})
         return int(cursor.rowcount)
-
-
-def absolve(using: str, key: str) -> None:
-    """Take back what waiting rows of a sidecar say of a refusal: a row has just been embedded."""
-    with worker_transaction(using) as cursor:
-        cursor.execute(statement("absolve"), {"key": key, "refused": REFUSED})

@@ -200,7 +200,8 @@ class SidecarState(models.Model):
     """How far one sidecar is: what filled it, and how far its fill has come.
 
     ``fingerprint`` is the declaration that workers serve, ``former`` those that they served before,
-    ``served_at`` when a scheduler's worker last did, ``embedder`` what made the vectors.
+    ``served_at`` when a scheduler's worker last did, ``embedder`` what made the vectors,
+    ``refused`` why the last worker could not embed any row when it ended.
     ``backfill_after`` is the last key of the fill in hand. ``missed`` is the value of the sequence
     that counts failures of the triggers, as of the last fill; ``missed_seen`` the one that the next
     fill is for, which waits until the transactions before ``missed_until`` have ended.
@@ -215,6 +216,7 @@ class SidecarState(models.Model):
     embedder = models.TextField(db_default="")
     former = models.JSONField(default=list, db_default=[])
     served_at = models.DateTimeField(null=True)
+    refused = models.TextField(db_default="")
     backfill_after = models.TextField(null=True)  # noqa: DJ001  (NULL: from the start)
     backfilled_at = models.DateTimeField(null=True)
     missed = models.BigIntegerField(db_default=0)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from pgvector import HalfVector, Vector
@@ -49,6 +50,15 @@ class Part:
     def stuck_seconds(self) -> float:
         """For how long its call has not been answered."""
         return max(0.0, time.monotonic() - self.moved_at)
+
+    def is_late(self, call: Future[Embedded]) -> bool:
+        """Whether its call takes too long for a worker that ends, and no silence of the provider.
+
+        Too slow for the time that a scheduler has for it, or it hangs: it goes alone, next time.
+        """
+        has_begun = self.moved_at < math.inf and not call.done()
+        breaker = self.service.breaker
+        return has_begun and (breaker.is_answering() or breaker.answered_at > self.moved_at)
 
     def told(self, silence: UnansweredError) -> str:
         """What to note of a call that was given up: due.sql knows by it what is to go alone."""

@@ -21,7 +21,6 @@ from embedsync.database import QUERY_CANCELED, TOO_LONG, has_failed, sqlstate, s
 from embedsync.declaration import EmbeddingModel, declaration_of, key_of
 from embedsync.embedders import RefusedError, UnansweredError, UnavailableError
 from embedsync.lane import Lane
-from embedsync.ledger import absolve
 from embedsync.part import Part, Settled
 from embedsync.passages import passages_of
 from embedsync.queue import Queue
@@ -176,6 +175,7 @@ class Pipeline:
         """Hand back what waits, and write what comes of the calls in hand until ``is_over()``."""
         for lane in self._lanes.values():
             self._owe(lane.clear())
+            lane.ask_harmless()
         while self.busy or self._owed:
             self.advance(0.1)
             if is_over():
@@ -187,9 +187,8 @@ class Pipeline:
             going_on = [call for call in lane.unanswered if not call.done()]
             abandoned = bool(lane.running or lane.loading or going_on)
             self.has_abandoned = self.has_abandoned or abandoned
-            for part in lane.running.values():
-                # Too slow for the time that a scheduler has for it, or it hangs: alone, next time.
-                self._owe([part], part.told(LATE) if self._is_over() else "")
+            for call, part in lane.running.items():
+                self._owe([part], part.told(LATE) if part.is_late(call) else "")
             self._owe(lane.clear())
             lane.running.clear()
             lane.close()
@@ -313,14 +312,10 @@ class Pipeline:
         lost = [pk for pk in part.pks if pk not in done.settled and pk not in (*failed, *left)]
         self.release(part, lost)
         self._settled(Settled(part, len(done.settled) + len(failed), done.written, failed))
-        if done.written and not (service.is_absolved or found.trouble):
-            absolve(self.queue.using, claim.key)
-            service.is_absolved = True
 
     def _note(self, service: Service, trouble: Exception | None) -> None:
         """A provider is waited for; a sidecar whose settings are wrong is given up."""
         if isinstance(trouble, UnavailableError):
-            service.is_absolved = False
             level = logging.ERROR if isinstance(trouble, RefusedError) else logging.WARNING
             key, seconds = key_of(service.sidecar), service.breaker.seconds_left
             about = {"sidecar": key, "seconds": seconds}
@@ -390,6 +385,7 @@ class Pipeline:
     def release(self, part: Part, pks: list[str], why: Exception | None = None) -> None:
         """Return rows that are not to blame: due at once, with their attempt refunded."""
         if pks:
-            said = "" if why is None else summary(why)
+            # What is noted of one that hangs stays.
+            said = "" if why is None or part.has_hung else summary(why)
             delays: dict[str, float | None] = dict.fromkeys(pks, 0.0)
             self.queue.hand_back(part.claim, delays, said, refund=part.counted)

@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
@@ -88,7 +89,6 @@ class Service:
     budget: Budget
     splitter: Splitter | None = field(default=None, init=False)
     has_warned: bool = field(default=False, init=False)
-    is_absolved: bool = field(default=False, init=False)  # no row says any more what was wrong
 
     @property
     def can_ask(self) -> bool:
@@ -168,18 +168,19 @@ class Service:
         after_trouble, is_answered = self.breaker.failures > 0, False
         unproven: list[str] = []  # of the rows in found.failed
         may_blame = False
-        calls = []
+        calls, probe = [], [HARMLESS]
         is_silent = isinstance(self.breaker.trouble, UnansweredError)
         if wanted and (is_silent or (call.has_hung and not self.breaker.is_answering())):
             # A text may be what its embedder hangs in. Whether it answers any is asked at once.
-            call.is_probing = True
             same.setdefault(HARMLESS, [])
-            calls.append([HARMLESS])
+            calls.append(probe)
         elif after_trouble and wanted:
             calls.append([wanted.pop(random.randrange(len(wanted)))])  # noqa: S311
         calls += self.embedder.calls_for(wanted)
         while calls and found.trouble is None and not stopped():
-            asked = [text for text in calls.pop(0) if found.wants(same[text])]
+            batch = calls.pop(0)
+            call.is_probing = batch is probe
+            asked = [text for text in batch if found.wants(same[text])]
             if not asked:
                 continue
             try:
@@ -192,7 +193,9 @@ class Service:
                     break
                 trouble = trouble_of(error)
                 doubted = call.is_suspect or (after_trouble and is_answered)
-                is_blamed = bool(trouble and doubted and self._blames(trouble, asked, stopped))
+                is_blamed = bool(
+                    trouble and doubted and self._blames(trouble, asked, stopped, call)
+                )
                 if trouble is not None and not is_blamed:
                     found.trouble = trouble
                     # At once, before another thread's next call.
@@ -206,12 +209,11 @@ class Service:
                     may_blame = may_blame or is_blamed
                     # Else what comes next may be answered, and then it costs no call.
                     if not may_blame and (after_trouble or len(unproven) > len(blamed)):
-                        found.trouble = self._trouble_with_all(error)
+                        found.trouble = self._trouble_with_all(error, call)
                         may_blame = found.trouble is None
             else:
                 if call.is_abandoned:
                     break
-                call.is_probing = False
                 self.breaker.answered()
                 is_answered = may_blame = True
                 cut = self._too_long(asked)
@@ -222,19 +224,26 @@ class Service:
                 unproven.clear()
                 may_blame = False
         if unproven and found.trouble is None and not stopped():
-            found.trouble = self._trouble_with_all(found.failed[unproven[0]])
+            found.trouble = self._trouble_with_all(found.failed[unproven[0]], call)
             if found.trouble is None:
                 unproven.clear()
         for pk in unproven:
             found.failed.pop(pk, None)
         return found
 
-    def _trouble_with_all(self, error: Exception) -> Exception | None:
+    def ask_harmless(self) -> None:
+        """Find out whether the embedder answers at all, beside a call that it does not answer."""
+        with suppress(Exception):
+            self.embedder.checked_rows([HARMLESS])
+            self.breaker.answered()
+
+    def _trouble_with_all(self, error: Exception, call: Call) -> Exception | None:
         """Why a harmless text fails as well as one that failed with ``error``; None if it does not.
 
         Then the provider or the settings are to blame: a model that it does not have, dimensions
         that the model cannot return, an answer of another shape.
         """
+        call.is_probing = True
         try:
             self.embedder.checked_rows([HARMLESS])
         except (MismatchError, ImproperlyConfigured) as second:
@@ -271,7 +280,11 @@ class Service:
             )
 
     def _blames(
-        self, trouble: UnavailableError, asked: list[str], stopped: Callable[[], bool]
+        self,
+        trouble: UnavailableError,
+        asked: list[str],
+        stopped: Callable[[], bool],
+        call: Call,
     ) -> bool:
         if len(asked) > 1:
             return not trouble.is_busy
@@ -279,12 +292,13 @@ class Service:
         return (
             self.breaker.blames(trouble)
             and not stopped()
-            and self._fails(asked)
+            and self._fails(asked, call)
             and not stopped()
-            and not self._fails([HARMLESS])
+            and not self._fails([HARMLESS], call)
         )
 
-    def _fails(self, texts: list[str]) -> bool:
+    def _fails(self, texts: list[str], call: Call) -> bool:
+        call.is_probing = texts == [HARMLESS]
         try:
             self.embedder.checked_rows(texts)
         except Exception:

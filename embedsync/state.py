@@ -4,7 +4,7 @@ Each function takes the cursor of a worker's transaction.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.db import connections
@@ -83,6 +83,19 @@ def note_served(cursor: Any, keys: Sequence[str]) -> None:
         " WHERE key = ANY(%s) AND former <> '[]'"
         " AND coalesce(served_at, '-infinity') < statement_timestamp() - interval '1 minute'",
         [list(keys)],
+    )
+
+
+def note_refused(cursor: Any, told: Mapping[str, str]) -> None:
+    """Note why no row of a sidecar can be embedded, by key; ``""`` where nothing is wrong.
+
+    For who asks when no worker lives to tell.
+    """
+    cursor.execute(
+        "UPDATE embedsync_sidecar AS s SET refused = told.said"
+        " FROM unnest(%s::text[], %s::text[]) AS told(key, said)"
+        " WHERE s.key = told.key AND s.refused <> told.said",
+        [list(told), list(told.values())],
     )
 
 

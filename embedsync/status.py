@@ -4,7 +4,7 @@ It only reads, loads no model, and needs no more than SELECT on embedsync's tabl
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,7 +24,6 @@ from embedsync.declaration import (
     sidecars_of,
     source_of,
 )
-from embedsync.ledger import REFUSED
 from embedsync.misfit import settings_error
 from embedsync.models import Ledger, SidecarState
 from embedsync.schema import missing_columns, retyped, schema_error
@@ -136,8 +135,8 @@ class SidecarStatus:
     ``waiting`` are events in the inbox and rows that are due or will be, ``leased`` those in a
     worker's hands, ``parked`` those given up; ``oldest_wait`` is in seconds, of what is not parked.
     ``rate`` is how many rows a second workers have settled of late. ``error`` is why it cannot be
-    served: the settings' fault, what a live worker says, or else what rows say that a scheduled run
-    has left; ``last_error`` is that of a row.
+    served: the settings' fault, what a live worker says, or else what the last one has left
+    word of; ``last_error`` is that of a row.
     """
 
     sidecar: str
@@ -204,9 +203,10 @@ def statuses(using: str, wanted: Sequence[type[EmbeddingModel]]) -> list[Sidecar
     for worker in alive:
         for key in worker.serves - worker.errors.keys():
             said.pop(key, None)  # one that is being replaced, say, does not
-    unserved = keys.difference(*(worker.serves for worker in alive))
-    said = refused(using, unserved) | said
     states = SidecarState.objects.using(using).in_bulk(keys)
+    for key in states.keys() - said.keys() - set[str]().union(*(one.serves for one in alive)):
+        if states[key].refused:
+            said[key] = states[key].refused
     indexes = counted(using, wanted)
     found = []
     for sidecar in wanted:
@@ -335,14 +335,3 @@ def last_error(using: str, key: str) -> str:
     errors = Ledger.objects.using(using).filter(sidecar=key).exclude(last_error="")
     newest = errors.order_by("-queued_at").values_list("last_error", flat=True).first()
     return (newest or "").partition("\n")[0]
-
-
-def refused(using: str, keys: Collection[str]) -> dict[str, str]:
-    """Why no row of these sidecars can be embedded, as those say that wait because of it.
-
-    It is where scheduled runs leave it, which are gone when somebody asks.
-    """
-    waiting = Ledger.objects.using(using).filter(sidecar__in=keys, run_at__isnull=False)
-    told = waiting.filter(last_error__regex=REFUSED).order_by("sidecar", "-queued_at")
-    found = told.distinct("sidecar").values_list("sidecar", "last_error")
-    return {key: error.partition("\n")[0] for key, error in found}

@@ -138,12 +138,14 @@ class Worker:
         try:
             if not drain:
                 self.heartbeat.hurry()
+                for begin in (self.start, self._note_refused):
+                    self._with_patience(begin)
             with LeaseKeeper(self.queue, self.pipeline.claims, self.pipeline.is_stuck):
                 self._run(drain)
                 self._with_patience(partial(self.pipeline.finish, self._grace_is_over))
         finally:
             # Only what an error has left in hand.
-            for end in (self.pipeline.let_go, self.heartbeat.end):
+            for end in (self.pipeline.let_go, self._note_refused, self.heartbeat.end):
                 self._with_patience(end)
 
     def _run(self, drain: bool) -> None:
@@ -189,7 +191,7 @@ class Worker:
                 self._wait(self.poll_interval)
 
     def _with_patience(self, end: Callable[[], None]) -> None:
-        """At the end of a worker; where its database fails, its leases end by themselves."""
+        """What a worker can do without; where its database fails, its leases end by themselves."""
         try:
             end()
         except (DatabaseError, InterfaceError) as error:
@@ -258,9 +260,7 @@ class Worker:
 
     def _patience(self, taken: int) -> float:
         """For how many seconds to wait for a call that is being made."""
-        if taken and self._ready():
-            return 0.0
-        return min(self.poll_interval, LONGEST_PATIENCE)
+        return 0.0 if taken and self._ready() else min(self.poll_interval, LONGEST_PATIENCE)
 
     def _settled(self, settled: Settled) -> None:
         """Tell what became of some rows."""
@@ -379,6 +379,13 @@ class Worker:
             for key, service in self.services.items()
             if isinstance(service.breaker.trouble, RefusedError)
         }
+
+    def _note_refused(self) -> None:
+        """Leave word of what is wrong, or not any more, for the time when no worker lives."""
+        told = dict.fromkeys(self.services, "") | self._refusals()
+        told |= {key: self.errors[key] for key in self._broken}
+        with worker_transaction(self.using) as cursor:
+            state.note_refused(cursor, told)
 
     def _tell_troubles(self) -> None:
         """At the end of a drain: what waits for a provider is not drained."""

@@ -144,6 +144,28 @@ def test_scheduled_runs_embed_the_others(drain, hanging):
     assert Ledger.objects.get().attempts == 0
 
 
+def test_scheduled_runs_during_an_outage_suspect_no_row(drain, scripted):
+    """Or all would be embedded one by one when it is over."""
+    drain()
+    sizes, goes_on = [], threading.Event()
+
+    def hangs(texts):
+        sizes.append(len(texts))
+        goes_on.wait(60)
+
+    scripted(hangs)
+    books(60, body=LONG)
+    for _ in range(3):
+        tasks.process_pending(max_seconds=1)
+    assert set(Ledger.objects.values_list("attempts", "token")) == {(0, None)}
+    assert not Ledger.objects.filter(last_error__startswith="UnansweredError").exists()
+    goes_on.set()
+    sizes.clear()
+    until(lambda: tasks.process_pending(max_seconds=5) and is_settled())
+    assert max(sizes) > 1
+    assert_in_step(BookEmbedding)
+
+
 def test_all_workers_know_which_rows_go_alone(impatient, scripted, running):
     """And claim a few of them at a time, so that others may help."""
     sizes, goes_on = [], threading.Event()

@@ -20,6 +20,7 @@ class Migration(migrations.Migration):
                 ("embedder", models.TextField(db_default="")),
                 ("former", models.JSONField(db_default=[], default=list)),
                 ("served_at", models.DateTimeField(null=True)),
+                ("refused", models.TextField(db_default="")),
                 ("backfill_after", models.TextField(null=True)),
                 ("backfilled_at", models.DateTimeField(null=True)),
                 ("missed", models.BigIntegerField(db_default=0)),

@@ -41,6 +41,9 @@ too_long AS (
             THEN excluded.queued_at
             ELSE l.queued_at END,
         worker = CASE WHEN l.token IS NOT NULL AND l.run_at > statement_timestamp()
-            THEN l.worker ELSE excluded.worker END
+            THEN l.worker ELSE excluded.worker END,
+        -- What its embedder hung in may have been another text.
+        last_error = CASE WHEN l.token IS NULL AND starts_with(l.last_error, 'UnansweredError')
+            THEN '' ELSE l.last_error END
     RETURNING l.sidecar, l.source_pk, l.attempts, l.token
 )

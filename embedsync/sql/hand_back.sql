@@ -5,7 +5,11 @@ SET token = NULL,
     run_at = clock_timestamp() + CASE WHEN dirty THEN 0 ELSE u.delay END * interval '1 second',
     attempts = CASE WHEN dirty THEN 0 ELSE greatest(attempts - %(refund)s, 0) END,
     -- What holds up a row that is not to blame holds up another text of it, too.
-    last_error = CASE WHEN dirty AND %(refund)s = 0 THEN '' WHEN %(error)s = '' THEN last_error
+    -- But what its embedder hung in was the other text.
+    last_error = CASE
+        WHEN dirty AND (%(refund)s = 0 OR starts_with(%(error)s, 'UnansweredError')
+            OR starts_with(last_error, 'UnansweredError')) THEN ''
+        WHEN %(error)s = '' THEN last_error
         ELSE %(error)s END,
     dirty = false
 FROM unnest(%(pks)s::text[], %(delays)s::float8[]) AS u(source_pk, delay)

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import traceback
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,18 @@ class Command(BaseCommand):
             concurrency=options["concurrency"],
             alive=options["alive_file"],
         )
-        with obeyed_signals(worker):
-            if options["drain"]:
-                self.drain(worker, options["max_seconds"])
-            else:
-                worker.run(max_seconds=options["max_seconds"])
+        try:
+            with obeyed_signals(worker):
+                if options["drain"]:
+                    self.drain(worker, options["max_seconds"])
+                else:
+                    worker.run(max_seconds=options["max_seconds"])
+        except Exception:
+            if self.is_to_leave(worker):
+                self.leave(traceback.format_exc())
+            raise
         said = "\n".join(f"{key} is not served: {error}" for key, error in worker.errors.items())
-        # Or a program of the project's has called this command, and would end with it.
-        is_to_end = worker.stopping or getattr(self, "_called_from_command_line", False)
-        if worker.pipeline.has_abandoned and is_to_end:
+        if self.is_to_leave(worker):
             self.leave(said)
         if said:
             raise CommandError(said)
@@ -126,6 +130,14 @@ class Command(BaseCommand):
                 "%s to wait for a later attempt or another worker, %s parked",
                 *(plural(waiting), plural(parked)),
             )
+
+    def is_to_leave(self, worker: Worker) -> bool:
+        """Whether a call goes on that the interpreter would wait for.
+
+        But a program of the project's that has called this command would end with it.
+        """
+        is_own_process = getattr(self, "_called_from_command_line", False)
+        return worker.pipeline.has_abandoned and (worker.stopping or is_own_process)
 
     def leave(self, said: str) -> None:
         """End at once: the interpreter would wait for what has not ended within EMBEDSYNC_GRACE."""
