@@ -15,7 +15,7 @@ from embedsync.part import Part
 from embedsync.service import Asked, Call, Embedded, Service
 
 SLOW_SECONDS = 30.0  # of a call, after which others do not wait for its end
-ASKED_SECONDS = 0.2  # without an answer, before a worker that ends asks for a harmless text
+ASKED_SECONDS = 5.0  # without an answer, before a worker that ends asks for a harmless text
 TURN = 4  # parts that may go before a row that is tried again
 
 
@@ -37,6 +37,7 @@ class Lane:
         self._passed = 0  # new parts that have begun since then
         self.unanswered: list[Future[Any]] = []  # of those that were abandoned
         self.silence: tuple[float, Breaker] | None = None  # since when it has answered nothing
+        self._has_asked = False
         self._concurrency = concurrency
         self._alias = alias
         self._threads = self._new_threads()
@@ -92,9 +93,10 @@ class Lane:
             yield service, None
 
     def ask_harmless(self) -> None:
-        """Before a worker ends: is it a text that is not answered, or is none?"""
+        """Before a worker ends: is it a text that is not answered, or is none? Asked once."""
         stuck = [part for part in self.running.values() if part.stuck_seconds > ASKED_SECONDS]
-        if stuck:
+        if stuck and not self._has_asked:
+            self._has_asked = True
             asks = stuck[0].service.ask_harmless
             threading.Thread(target=asks, name=f"embedsync-{self._alias}", daemon=True).start()
 

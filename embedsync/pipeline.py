@@ -175,8 +175,9 @@ class Pipeline:
         """Hand back what waits, and write what comes of the calls in hand until ``is_over()``."""
         for lane in self._lanes.values():
             self._owe(lane.clear())
-            lane.ask_harmless()
         while self.busy or self._owed:
+            for lane in self._lanes.values():
+                lane.ask_harmless()
             self.advance(0.1)
             if is_over():
                 break

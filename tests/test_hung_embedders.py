@@ -130,8 +130,9 @@ def test_the_alive_file_stays_young_where_one_text_is_to_blame(
     assert age(tmp_path / "alive") < 2
 
 
-def test_scheduled_runs_embed_the_others(drain, hanging):
+def test_scheduled_runs_embed_the_others(drain, hanging, monkeypatch):
     """They are too short for a call to be given up in them."""
+    monkeypatch.setattr("embedsync.lane.ASKED_SECONDS", 0.1)
     drain()
     books(30, bad=3)
 
@@ -144,8 +145,9 @@ def test_scheduled_runs_embed_the_others(drain, hanging):
     assert Ledger.objects.get().attempts == 0
 
 
-def test_scheduled_runs_during_an_outage_suspect_no_row(drain, scripted):
+def test_scheduled_runs_during_an_outage_suspect_no_row(drain, scripted, monkeypatch):
     """Or all would be embedded one by one when it is over."""
+    monkeypatch.setattr("embedsync.lane.ASKED_SECONDS", 0.1)
     drain()
     sizes, goes_on = [], threading.Event()
 
