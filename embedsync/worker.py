@@ -381,9 +381,9 @@ class Worker:
         }
 
     def _note_refused(self) -> None:
-        """Leave word of what is wrong, or not any more, for the time when no worker lives."""
+        """Leave word of what is wrong, but for the database's faults: embed_status finds these."""
         told = dict.fromkeys(self.services, "") | self._refusals()
-        told |= {key: self.errors[key] for key in self._broken}
+        told |= {key: self.errors[key] for key in self._broken.keys() - self._mendable}
         with worker_transaction(self.using) as cursor:
             state.note_refused(cursor, told)
 

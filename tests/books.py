@@ -3,9 +3,7 @@
 from contextlib import contextmanager
 
 from django.db import connection
-from django.utils import timezone
 
-from embedsync.models import Ledger
 from tests.library.models import Book
 
 BookEmbedding = Book.embedding.model
@@ -63,4 +61,10 @@ def drop_functions():
 
 def make_due():
     """Let the time of all retries and leases come."""
-    Ledger.objects.filter(run_at__isnull=False).update(run_at=timezone.now())
+    # As workers lock, or this would be one half of a deadlock.
+    execute(
+        "WITH locked AS (SELECT ctid FROM embedsync_ledger WHERE run_at IS NOT NULL"
+        ' ORDER BY sidecar COLLATE "C", source_pk COLLATE "C" FOR UPDATE)'
+        " UPDATE embedsync_ledger SET run_at = clock_timestamp()"
+        " WHERE ctid = ANY(ARRAY(SELECT ctid FROM locked))"
+    )

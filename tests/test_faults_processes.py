@@ -37,6 +37,7 @@ def test_a_row_that_takes_too_long_whatever_is_done_is_not_parked(drain, worker_
     """Fault 14: batches are halved down to a single row, and that waits for better days."""
     drain()
     more = {"PGOPTIONS": "-c statement_timeout=200ms", "SHORT_PROBE": "0.3", **SHORT}
+    more["SHORT_LEASE"] = "30"
     with Application(writers=1) as application:
         worker = begin(worker_process, **more)
         application.execute(INSERT, [4])
@@ -59,7 +60,7 @@ def test_rows_without_a_text_have_no_vector(drain, worker_process):
         application.work(5)
         Book.objects.create(title="", body=" \n\t ")
         Parcel.objects.bulk_create([Parcel(label=label) for label in (None, "", " ", "text")])
-        until(is_settled)
+        until(Parcel.embedding.model.objects.exists)
         Parcel.objects.filter(label="text").update(label="\u00a0")
         application.work(5)
     until(is_settled)
