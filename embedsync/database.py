@@ -51,10 +51,23 @@ SET LOCAL extra_float_digits = 1;
 SET LOCAL bytea_output = 'hex';
 """
 
+# Of a statement that looks for the oldest of what is owed. The planner's figures are often of an
+# empty queue, because one that was emptied keeps its pages: it takes a million events for a few,
+# and reads and sorts all of them for each batch.
+BY_INDEX = """
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_bitmapscan = off;
+"""
+BY_ANY_PLAN = """
+SET LOCAL enable_seqscan TO DEFAULT;
+SET LOCAL enable_bitmapscan TO DEFAULT;
+"""
+
 # Of a question that is asked outside of one.
-QUESTION = """
+QUESTION = f"""
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = '2s';
+{BY_INDEX}
 """
 
 # The server, or the role, may only read for now; this worker was silent for too long.
@@ -68,8 +81,9 @@ SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column
 
 
 @contextmanager
-def worker_transaction(using: str) -> Iterator[Any]:
-    """A cursor in a short transaction of the worker's."""
+def worker_transaction(using: str, plan: str = "") -> Iterator[Any]:
+    """A cursor in a short transaction of the worker's, whose statements are planned ``BY_INDEX``,
+    or as the server likes."""
     nested = connections[using].in_atomic_block
     try:
         with transaction.atomic(using), connections[using].cursor() as cursor:
@@ -77,7 +91,7 @@ def worker_transaction(using: str) -> Iterator[Any]:
                 # Who is frozen or cut off in the middle holds no lock for longer than a lease.
                 idle = min(round(settings.lease * 1000), 2**31 - 1)
                 limit = f"SET LOCAL idle_in_transaction_session_timeout = {idle}"
-                cursor.execute(f"{PREAMBLE}{limit}")
+                cursor.execute(f"{PREAMBLE}{plan}{limit}")
             yield cursor
     except InternalError as error:
         # No sidecar's fault, and to be waited for.
@@ -87,16 +101,18 @@ def worker_transaction(using: str) -> Iterator[Any]:
 
 
 def asked(using: str, sql: str, parameters: dict[str, Any]) -> Any:
-    """The one row of a question, asked without the cost of a transaction.
+    """The one row of a question about what is owed, asked without the cost of a transaction.
 
     Where a database's default is SERIALIZABLE it is not asked so: the application's writes would be
     refused because of what an idle worker has read.
     """
     connection: Any = connections[using]
     nested = connection.in_atomic_block  # where a failure must not break all
-    # One message of two statements is a transaction, unless parameters are sent apart.
+    # One message of several statements is a transaction, unless parameters are sent apart.
     alone = not nested and not connection.features.uses_server_side_binding
-    with transaction.atomic(using) if nested else nullcontext(), connection.cursor() as cursor:
+    with nullcontext() if alone else transaction.atomic(using), connection.cursor() as cursor:
+        if not alone and not nested:
+            cursor.execute(QUESTION)
         cursor.execute(f"{QUESTION if alone else ''}{sql}", parameters)
         while alone and cursor.nextset():
             pass

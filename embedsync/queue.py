@@ -22,6 +22,8 @@ from embedsync import state
 from embedsync.claim import Claim, Written, claims, tell_too_long, whose
 from embedsync.conf import settings
 from embedsync.database import (
+    BY_ANY_PLAN,
+    BY_INDEX,
     asked,
     binary_cursor,
     names_of,
@@ -61,8 +63,8 @@ class Queue:
     _not_due: dict[tuple[str, bool], float] = field(default_factory=dict)
     _next_due_look: float = 0.0
 
-    def transaction(self) -> AbstractContextManager[Any]:
-        return worker_transaction(self.using)
+    def transaction(self, plan: str = "") -> AbstractContextManager[Any]:
+        return worker_transaction(self.using, plan)
 
     def fold(self, served: Sequence[str], limit: int) -> tuple[int, list[Claim]]:
         """Move the oldest events into the ledger and lease the rows of the sidecars ``served``.
@@ -74,7 +76,7 @@ class Queue:
         limit = round(limit * self._events_per_row)
         sql = statement("fold").replace("{claimed}", statement("claim"))
         token = uuid4()
-        with self.transaction() as cursor:
+        with self.transaction(BY_INDEX) as cursor:
             cursor.execute(
                 sql, {"low": low, "limit": limit, **self._lease(token), "served": list(served)}
             )
@@ -102,9 +104,11 @@ class Queue:
         since = [self._not_due.get(each) for each in asked_for]
         more = {"retried": [again for _, again in asked_for], "since": since}
         parameters = {"low": low, "served": list(served), "ready": list(ready), **more}
-        events, rare, due, now = asked(self.using, statement("peek"), parameters)
-        if full_look and not events:  # otherwise a fold is going to look
-            self._looked(started)
+        events, last, rare, due, now = asked(self.using, statement("peek"), parameters)
+        if not events:
+            self.low = max(self.low, last or 0)
+            if full_look:  # otherwise a fold is going to look
+                self._looked(started)
         if look_at_all:
             self._next_due_look = self._next_look(started)
         if due:
@@ -158,17 +162,9 @@ class Queue:
 
     def _due(self, served: Sequence[str], share: int, retried: bool | None) -> list[Claim]:
         token = uuid4()
-        with self.transaction() as cursor:
-            cursor.execute(
-                statement("due"),
-                {
-                    "limit": share,
-                    "retried": retried,
-                    "max_attempts": settings.max_attempts,
-                    **self._lease(token),
-                    "served": list(served),
-                },
-            )
+        more = {"limit": share, "retried": retried, "max_attempts": settings.max_attempts}
+        with self.transaction(BY_INDEX) as cursor:
+            cursor.execute(statement("due"), {**more, **self._lease(token), "served": list(served)})
             rows = cursor.fetchall()
         self.parked += [(key, pk, n) for key, pk, n, held, _ in rows if held is None]
         hung = {(key, pk) for key, pk, *_, has_hung in rows if has_hung}
@@ -202,15 +198,8 @@ class Queue:
 
         What was truncated is then to be compared with its sidecar from the start.
         """
-        with self.transaction() as cursor:
-            cursor.execute(
-                # Of each, because one whose tables are locked keeps its events.
-                "SELECT DISTINCT sidecar, hop FROM unnest(%s::text[]) AS served(key)"
-                " CROSS JOIN LATERAL (SELECT sidecar, hop FROM embedsync_inbox"
-                " WHERE kind <> 'row' AND sidecar = served.key ORDER BY seq LIMIT %s) AS oldest"
-                " ORDER BY sidecar, hop",
-                [list(served), HOPS_AT_ONCE],
-            )
+        with self.transaction(BY_INDEX) as cursor:
+            cursor.execute(statement("rare"), {"served": list(served), "limit": HOPS_AT_ONCE})
             found = cursor.fetchall()
             hops = [(key, hop) for key, hop in found if hop is not None]
             if len(hops) == len(found):
@@ -241,9 +230,13 @@ class Queue:
         events, limit = max(1, HOPS_AT_ONCE // self._share), max(1, ROWS_OF_A_HOP // self._share)
         parameters = {"key": key, "hop": hop, "events": events, "limit": limit}
         try:
-            with self.transaction() as cursor:
+            with self.transaction(BY_INDEX) as cursor:
+                cursor.execute(statement("oldest_of_hop"), parameters)
+                ctids = [ctid for (ctid,) in cursor.fetchall()]
+                cursor.execute(BY_ANY_PLAN)  # what the rows belong to is the application's query
+                parameters |= {"ctids": text_array(ctids), **self._lease(uuid4())}
                 # Leased to nobody: they are due, for this worker and others.
-                cursor.execute(sql, {**parameters, **self._lease(uuid4()), "served": []})
+                cursor.execute(sql, {**parameters, "served": []})
                 too_long, events, rows = cursor.fetchone()
             tell_too_long(too_long)
             self._share = max(1, self._share // 2)

@@ -88,6 +88,17 @@ def drain(transactional_db):
 
 
 @pytest.fixture
+def bound_by_the_server(transactional_db, monkeypatch):
+    """psycopg sends parameters apart from the statement, as an OPTION of Django's has it."""
+    options = {**connection.settings_dict["OPTIONS"], "server_side_binding": True}
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
+    monkeypatch.setattr(connection.features, "uses_server_side_binding", True)
+    connection.close()
+    yield
+    connection.close()
+
+
+@pytest.fixture
 def environment(transactional_db):
     """The environment in which a command finds the test database."""
     values = connection.settings_dict

@@ -14,9 +14,13 @@ from embedsync.queue import Queue
 from embedsync.sql import statement
 from tests.application import Application, begin, is_settled, settle, uncommitted
 from tests.books import KEY, BookEmbedding, execute
+from tests.cinema.models import Film
 from tests.library.models import Book
 from tests.sync import assert_in_step, stored_vectors
 from tests.workers import Clock, until
+
+FilmEmbedding = Film.embedding.model
+FILM_KEY = "cinema.filmembedding"
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -71,15 +75,12 @@ def test_looking_for_events_costs_no_more_at_the_end_of_a_backlog(drain, held):
         with Application() as application:
             make_backlog(application, 20 * BATCH)
         queue, explained, order = Queue("default", "me"), Explained(), []
-        # As the planner does by itself when there are ten times as many.
-        execute("SET enable_seqscan = off")
         with connection.execute_wrapper(explained):
             for _ in range(20):
                 _, [claim] = queue.fold([KEY], BATCH)
                 order.append({int(pk) for pk in claim.pks})
                 # Looks at all there is are seldom, and not what is measured here.
                 queue._next_full_look = math.inf
-    execute("RESET enable_seqscan")
     assert len(explained.buffers) == 20
     early, late = explained.buffers[1:5], explained.buffers[-4:]
     assert min(early) > 0
@@ -116,6 +117,87 @@ def test_claims_at_the_end_of_a_million_look_no_further_than_at_its_beginning(dr
     early, late = explained.buffers[1:6], explained.buffers[6:]
     assert min(early) > 0
     assert max(late) <= 1.5 * max(early)
+
+
+def events_read():
+    """How many events this session's statements have read so far, by whatever plan."""
+    execute("SELECT pg_stat_force_next_flush()")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables"
+            " WHERE relid = 'embedsync_inbox'::regclass"
+        )
+        return cursor.fetchone()[0]
+
+
+@pytest.fixture
+def emptied_inbox(drain):
+    """Has a thousand pages; the planner is told that there are so many events, or none, in them."""
+
+    def fill(kind, size=100_000):
+        execute(
+            "INSERT INTO embedsync_inbox (sidecar, kind, hop, source_pk)"
+            f" SELECT '{FILM_KEY}', '{kind}', 'genres', n::text FROM generate_series(1, {size}) n"
+        )
+
+    def empty(kind, kept):
+        drain()
+        fill(kind)
+        execute("DELETE FROM embedsync_inbox")
+        fill(kind, kept)
+        execute("VACUUM ANALYZE embedsync_inbox")
+        queue = Queue("default", "me", low=last_event())
+        queue._next_full_look = math.inf  # these are seldom, and not what is measured here
+        fill(kind)
+        return queue
+
+    return empty
+
+
+def last_event():
+    """The ``seq`` that the last event has got."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT last_value FROM embedsync_inbox_seq_seq")
+        return cursor.fetchone()[0]
+
+
+@pytest.mark.parametrize("kept", [0, 40])
+@pytest.mark.parametrize(
+    ("move", "kind"), [("fold", "row"), ("peek", "row"), ("rare", "hop"), ("expand", "hop")]
+)
+def test_the_oldest_of_many_events_are_found_without_the_others(emptied_inbox, move, kind, kept):
+    """Fault 36: whatever the planner was told, which may be of before the backlog came."""
+    queue = emptied_inbox(kind, kept)
+    moves = {
+        "fold": lambda: queue.fold([FILM_KEY], 10),
+        "peek": lambda: queue.peek([FILM_KEY], [FILM_KEY]),
+        "rare": lambda: queue.rare([FILM_KEY]),
+        "expand": lambda: [queue.expand(FilmEmbedding, "genres")],
+    }
+    before = events_read()
+    assert any(moves[move]())
+    assert events_read() - before < 1000
+
+
+def test_events_of_related_rows_are_walked_through_once_to_find_others(emptied_inbox):
+    """Fault 36: and those that come later are seen at once."""
+    queue = emptied_inbox("hop", 40)
+    assert queue.peek([FILM_KEY], [FILM_KEY]) == (False, True, False)
+    before = events_read()
+    assert queue.peek([FILM_KEY], [FILM_KEY]) == (False, True, False)
+    Book.objects.create(title="Later", year=1999, published=True)
+    assert queue.peek([FILM_KEY], [FILM_KEY]) == (True, True, False)
+    _, [claim] = queue.fold([KEY], 10)
+    assert events_read() - before < 1000
+    assert claim.key == KEY
+
+
+def test_events_are_seen_where_the_server_binds_parameters(emptied_inbox, bound_by_the_server):
+    """Where one message cannot be of two statements."""
+    queue = emptied_inbox("row", 40)
+    before = events_read()
+    assert queue.peek([FILM_KEY], [FILM_KEY]) == (True, False, False)
+    assert events_read() - before < 1000
 
 
 def test_looks_at_the_whole_inbox_are_seldom_where_they_take_long(drain, monkeypatch):

@@ -122,15 +122,6 @@ def test_compilers_check_what_those_of_the_database_check():
     assert issubclass(rescoring.CandidateCompiler, own)
 
 
-@pytest.fixture
-def bound_by_the_server(transactional_db, monkeypatch):
-    options = {**connection.settings_dict["OPTIONS"], "server_side_binding": True}
-    monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
-    connection.close()
-    yield
-    connection.close()
-
-
 def test_parameters_that_the_server_binds(shelf, bound_by_the_server):  # noqa: F811
     found = Book.objects.similar("red apple")
     assert titles(found[:1]) == ["red apple"]

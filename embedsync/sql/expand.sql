@@ -2,10 +2,7 @@
 WITH embedsync_picked AS MATERIALIZED (
     SELECT ctid, seq, source_pk, reached, queued_at
     FROM embedsync_inbox
-    WHERE kind = 'hop' AND sidecar = %(key)s AND hop = %(hop)s
-    ORDER BY seq
-    LIMIT %(events)s
-    FOR UPDATE SKIP LOCKED
+    WHERE ctid = ANY(%(ctids)s::tid[])
 ), found AS MATERIALIZED (
     SELECT embedsync_picked.seq, rows.key, rows.last, embedsync_picked.queued_at
     FROM embedsync_picked

@@ -1,9 +1,11 @@
 -- PEEK: which moves have anything to do? One statement, which locks nothing, takes no transaction id
 -- and costs a fraction of a move that finds nothing.
 SELECT
-    -- In the order of the key, so that it begins above the low-water mark whatever is estimated.
+    -- In the order of the key, so that it begins above the low-water mark.
     (SELECT seq FROM embedsync_inbox WHERE seq > %(low)s AND kind = 'row' ORDER BY seq LIMIT 1)
         IS NOT NULL,
+    -- Where the mark may be if there is none, or it walks through all of the other kinds again.
+    (SELECT max(seq) FROM embedsync_inbox WHERE seq > %(low)s),
     EXISTS (SELECT FROM embedsync_inbox WHERE kind <> 'row' AND sidecar = ANY(%(served)s)),
     EXISTS (
         SELECT FROM unnest(%(ready)s::text[], %(retried)s::bool[], %(since)s::float8[])
