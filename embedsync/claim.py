@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID
 
 logger = logging.getLogger("embedsync")
@@ -39,11 +38,6 @@ class Written:
     written: list[str] = field(default_factory=list)
     settled: set[str] = field(default_factory=set)
     lost: int = 0
-
-
-def whose(claim: Claim) -> dict[str, Any]:
-    """What a claim's rows are known by in the ledger."""
-    return {"key": claim.key, "token": claim.token}
 
 
 def claims(

@@ -19,7 +19,7 @@ from django.db import DataError, OperationalError, ProgrammingError, transaction
 from pgvector import HalfVector, Vector
 
 from embedsync import state
-from embedsync.claim import Claim, Written, claims, tell_too_long, whose
+from embedsync.claim import Claim, Written, claims, tell_too_long
 from embedsync.conf import settings
 from embedsync.database import (
     BY_ANY_PLAN,
@@ -309,36 +309,34 @@ class Queue:
             if remove:
                 cursor.execute(names.fill("remove"), {"pks": remove, "blank": list(blank)})
             for move, is_dirty in (("done", False), ("again", True)):
-                ctids = [ctid for ctid, dirty in mine.values() if dirty == is_dirty]
-                if ctids:
-                    cursor.execute(statement(move), {"ctids": text_array(ctids)})
+                moved = {pk: row for pk, row in mine.items() if row[1] == is_dirty}
+                if moved:
+                    cursor.execute(statement(move), {"ctids": ctids_of(moved)})
         return done
 
     def hand_back(
         self, claim: Claim, delays: dict[str, float | None], error: str = "", refund: bool = False
     ) -> None:
         """Return rows, due after ``delays`` seconds by key, or parked (None)."""
-        pks = sorted(delays)
-        more = {"delays": [delays[pk] for pk in pks], "refund": int(refund), "error": error}
         with self.transaction() as cursor:
-            self._lock(cursor, claim, pks)
-            cursor.execute(statement("hand_back"), {"pks": pks, **more, **whose(claim)})
+            mine = self._lock(cursor, claim, list(delays))
+            more = {"delays": [delays[pk] for pk in mine], "refund": int(refund), "error": error}
+            cursor.execute(statement("hand_back"), {"ctids": ctids_of(mine), **more})
 
     def count(self, claim: Claim, pks: list[str], attempts: int) -> None:
         """Count so many attempts more, or fewer, of rows that are leased to this worker."""
         if pks:
             with self.transaction() as cursor:
-                mine = sorted(self._lock(cursor, claim, pks))
-                more = {"pks": mine, "attempts": attempts}
-                cursor.execute(statement("count"), {**more, **whose(claim)})
+                mine = self._lock(cursor, claim, pks)
+                cursor.execute(statement("count"), {"ctids": ctids_of(mine), "attempts": attempts})
 
     def extend(self, claim: Claim) -> None:
         """Lengthen the lease of rows that are still being embedded."""
         with self.transaction() as cursor:
             # What this worker is writing at the moment is locked, and nobody else's.
-            mine = sorted(self._lock(cursor, claim, claim.pks, "SKIP LOCKED"))
-            more = {"pks": mine, "lease": settings.lease}
-            cursor.execute(statement("extend"), {**more, **whose(claim)})
+            mine = self._lock(cursor, claim, claim.pks, "SKIP LOCKED")
+            more = {"ctids": ctids_of(mine), "lease": settings.lease}
+            cursor.execute(statement("extend"), more)
 
     def _lock(
         self, cursor: Any, claim: Claim, pks: Sequence[str], otherwise: str = ""
@@ -352,7 +350,8 @@ class Queue:
         # and we for it.
         cursor.execute("LOCK TABLE embedsync_ledger IN ROW EXCLUSIVE MODE")
         sql = statement("mine").replace("{otherwise}", otherwise)
-        cursor.execute(sql, {"pks": text_array(sorted(pks)), **whose(claim)})
+        more = {"key": claim.key, "token": claim.token}
+        cursor.execute(sql, {"pks": text_array(sorted(pks)), **more})
         return {pk: (ctid, dirty) for pk, ctid, dirty in cursor.fetchall()}
 
     def _lease(self, token: UUID) -> dict[str, Any]:
@@ -391,3 +390,11 @@ class Queue:
             )
             waiting, parked = cursor.fetchone()
         return waiting, parked
+
+
+def ctids_of(locked: Mapping[str, tuple[str, bool]]) -> str:
+    """Where rows of the ledger are that are locked, and so stay there, for a statement.
+
+    By their keys, all of a long ledger was read: the planner takes a token for that of one row.
+    """
+    return text_array([ctid for ctid, _ in locked.values()])

@@ -18,6 +18,9 @@ from tests.workers import until
 LIMIT = 0.5
 PAUSE = 0.005
 BUSY = 0.05
+BATCH = 1000
+# An old transaction elsewhere: until it ends, nothing that is deleted can be cleared away.
+OLD = "SELECT pg_current_xact_id()"
 
 
 def connect(**more):
@@ -38,6 +41,16 @@ def uncommitted(*statements):
             other.execute(sql)
         yield other
         other.execute("ROLLBACK")
+
+
+def make_backlog(application, size):
+    """Insert so many books, ``BATCH`` in a statement."""
+    for first in range(0, size, BATCH):
+        application.execute(
+            "INSERT INTO library_book (id, title, body, year, published)"
+            " SELECT n, 'Book ' || n, '', 2000, true FROM generate_series(%s::int, %s::int) n",
+            [first + 1, first + BATCH],
+        )
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,8 @@ def hook():
         return done
 
     @contextlib.contextmanager
-    def held_transaction(queue):
-        with transaction(queue) as cursor:
+    def held_transaction(queue, *arguments):
+        with transaction(queue, *arguments) as cursor:
             yield cursor
             move = getattr(_of_thread, "move", None)
             # A fold of nothing is of no interest.

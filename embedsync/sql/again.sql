@@ -1,4 +1,5 @@
 -- COMPLETE, at its end: dirty rows are due again at once.
 UPDATE embedsync_ledger
 SET token = NULL, dirty = false, run_at = clock_timestamp(), attempts = 0, last_error = ''
-WHERE ctid = ANY(%(ctids)s::tid[])
+-- As in done.sql.
+WHERE ctid = ANY(ARRAY(SELECT unnest(%(ctids)s::tid[])))

@@ -1,5 +1,5 @@
 -- COUNT: attempts of rows that are tried one by one, where a claim has counted one for all.
-UPDATE embedsync_ledger AS l
+UPDATE embedsync_ledger
 SET attempts = greatest(attempts + %(attempts)s, 0)
-FROM unnest(%(pks)s::text[]) AS u(source_pk)
-WHERE l.sidecar = %(key)s AND l.source_pk = u.source_pk AND l.token = %(token)s
+-- As in done.sql.
+WHERE ctid = ANY(ARRAY(SELECT unnest(%(ctids)s::tid[])))

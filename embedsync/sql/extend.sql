@@ -1,5 +1,5 @@
 -- EXTEND: the lease of work that takes long.
-UPDATE embedsync_ledger AS l
+UPDATE embedsync_ledger
 SET run_at = clock_timestamp() + %(lease)s * interval '1 second'
-FROM unnest(%(pks)s::text[]) AS u(source_pk)
-WHERE l.sidecar = %(key)s AND l.source_pk = u.source_pk AND l.token = %(token)s
+-- As in done.sql.
+WHERE ctid = ANY(ARRAY(SELECT unnest(%(ctids)s::tid[])))

@@ -12,5 +12,7 @@ SET token = NULL,
         WHEN %(error)s = '' THEN last_error
         ELSE %(error)s END,
     dirty = false
-FROM unnest(%(pks)s::text[], %(delays)s::float8[]) AS u(source_pk, delay)
-WHERE l.sidecar = %(key)s AND l.source_pk = u.source_pk AND l.token = %(token)s
+FROM unnest(%(ctids)s::tid[], %(delays)s::float8[]) AS u(ctid, delay)
+WHERE l.ctid = u.ctid
+    -- As in done.sql.
+    AND l.ctid = ANY(ARRAY(SELECT unnest(%(ctids)s::tid[])))
