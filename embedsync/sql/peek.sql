@@ -5,7 +5,8 @@ SELECT
     (SELECT seq FROM embedsync_inbox WHERE seq > %(low)s AND kind = 'row' ORDER BY seq LIMIT 1)
         IS NOT NULL,
     -- Where the mark may be if there is none, or it walks through all of the other kinds again.
-    (SELECT max(seq) FROM embedsync_inbox WHERE seq > %(low)s),
+    -- Not max(seq), for which PostgreSQL 16 reads all it takes for a few.
+    (SELECT seq FROM embedsync_inbox WHERE seq > %(low)s ORDER BY seq DESC LIMIT 1),
     EXISTS (SELECT FROM embedsync_inbox WHERE kind <> 'row' AND sidecar = ANY(%(served)s)),
     EXISTS (
         SELECT FROM unnest(%(ready)s::text[], %(retried)s::bool[], %(since)s::float8[])
