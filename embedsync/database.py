@@ -51,9 +51,9 @@ SET LOCAL extra_float_digits = 1;
 SET LOCAL bytea_output = 'hex';
 """
 
-# Of a statement that looks for the oldest of what is owed. The planner's figures are often of an
-# empty queue, because one that was emptied keeps its pages: it takes a million events for a few,
-# and reads and sorts all of them for each batch.
+# Of a statement that looks for the oldest events. The planner's figures are often of an empty
+# inbox, because one that was emptied keeps its pages: it takes a million events for a few, and
+# reads and sorts all of them for each batch.
 BY_INDEX = """
 SET LOCAL enable_seqscan = off;
 SET LOCAL enable_bitmapscan = off;
@@ -82,8 +82,7 @@ SCHEMA_ERRORS = {"42P01", "42703"}  # no such table, no such column
 
 @contextmanager
 def worker_transaction(using: str, plan: str = "") -> Iterator[Any]:
-    """A cursor in a short transaction of the worker's, whose statements are planned ``BY_INDEX``,
-    or as the server likes."""
+    """A cursor in a short transaction of the worker's; ``plan`` may be ``BY_INDEX``."""
     nested = connections[using].in_atomic_block
     try:
         with transaction.atomic(using), connections[using].cursor() as cursor:

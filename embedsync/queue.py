@@ -163,7 +163,7 @@ class Queue:
     def _due(self, served: Sequence[str], share: int, retried: bool | None) -> list[Claim]:
         token = uuid4()
         more = {"limit": share, "retried": retried, "max_attempts": settings.max_attempts}
-        with self.transaction(BY_INDEX) as cursor:
+        with self.transaction() as cursor:
             cursor.execute(statement("due"), {**more, **self._lease(token), "served": list(served)})
             rows = cursor.fetchall()
         self.parked += [(key, pk, n) for key, pk, n, held, _ in rows if held is None]

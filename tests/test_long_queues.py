@@ -176,6 +176,24 @@ def test_events_of_related_rows_are_walked_through_once_to_find_others(emptied_i
     assert claim.key == KEY
 
 
+def test_the_rows_of_an_event_are_found_by_any_plan(emptied_inbox):
+    """What a row belongs to is a query of the application's, which may need what events do not."""
+    queue, plans = emptied_inbox("hop", 40), []
+
+    def note(execute, sql, params, many, context):
+        if sql.startswith("-- EXPAND"):
+            cursor = context["cursor"].cursor
+            cursor.execute(
+                "SELECT current_setting('enable_seqscan'), current_setting('enable_bitmapscan')"
+            )
+            plans.append(cursor.fetchone())
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(note):
+        queue.expand(FilmEmbedding, "genres")
+    assert plans == [("off", "off"), ("on", "on")]
+
+
 def test_events_are_seen_where_the_server_binds_parameters(emptied_inbox, bound_by_the_server):
     """Where one message cannot be of two statements."""
     queue = emptied_inbox("row", 40)
@@ -273,7 +291,7 @@ def test_what_was_due_is_not_walked_through_again_and_again(drain):
 
 
 @pytest.mark.parametrize("is_empty", [True, False], ids=["taken for empty", "taken for long"])
-@pytest.mark.parametrize("move", ["due", "count", "extend", "hand_back", "complete"])
+@pytest.mark.parametrize("move", ["due", "count", "extend", "hand_back", "done", "again"])
 def test_what_is_done_with_a_few_rows_reads_no_others(drain, move, is_empty):
     """Fault 36: of a ledger that is long, as after a renamed genre of very many films."""
     drain()
@@ -287,12 +305,19 @@ def test_what_is_done_with_a_few_rows_reads_no_others(drain, move, is_empty):
     queue = Queue("default", "me")
     [claim] = queue.due([KEY], 500)
     fingerprint = SidecarState.objects.get(key=KEY).fingerprint
+    if move == "again":
+        execute("UPDATE embedsync_ledger SET dirty = true WHERE token IS NOT NULL")
+
+    def complete():
+        return queue.complete(BookEmbedding, claim, fingerprint, {}, gone=claim.pks)
+
     moves = {
         "due": lambda: queue.due([KEY], 500),
         "count": lambda: queue.count(claim, claim.pks, 1),
         "extend": lambda: queue.extend(claim),
         "hand_back": lambda: queue.hand_back(claim, dict.fromkeys(claim.pks, 60.0), "later"),
-        "complete": lambda: queue.complete(BookEmbedding, claim, fingerprint, {}, gone=claim.pks),
+        "done": complete,
+        "again": complete,
     }
     before = rows_read("embedsync_ledger")
     moves[move]()
